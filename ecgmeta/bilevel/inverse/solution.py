@@ -1,0 +1,52 @@
+"""What every inverse-Hessian-vector product takes and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from ecgmeta.bilevel.trees import Tree
+
+Matvec = Callable[[Tree], Tree]
+
+
+class Result(Enum):
+    """How a solve ended; the value is a sentence that says what to try."""
+
+    DONE = "the requested number of terms was taken"
+    DIVERGED = "the series grew: the step size is above 2/λmax; try a smaller step_size"
+    INDEFINITE = (
+        "negative curvature was met: the Hessian is not positive definite here; try damping of about |λmin|"
+    )
+    NON_FINITE = "a product was not finite: check the loss, or lower the learning rate of pre-training"
+
+
+@dataclass(frozen=True)
+class Solution:
+    """An approximation ``value ≈ H⁻¹v``, and how far it can be trusted.
+
+    Attributes:
+        value: the tree, shaped like v.
+        iterations: Hessian-vector products spent.
+        residual: ``‖v − H·value‖ / ‖v‖`` where the solver knows it, else None (it is never guessed).
+        contraction: largest factor by which one iteration changed the residual's norm, or None. Below 1 it converges.
+        result: how it ended.
+    """
+
+    value: Tree
+    iterations: int
+    residual: float | None
+    contraction: float | None
+    result: Result
+
+    @property
+    def ok(self) -> bool:
+        return self.result is Result.DONE
+
+
+class Solver(Protocol):
+    """``solve(matvec, v) -> Solution``: sees an operator and a right-hand side, never a model."""
+
+    def __call__(self, matvec: Matvec, v: Tree) -> Solution: ...
