@@ -1,0 +1,6 @@
+"""Differentiable 12-lead ECG augmentation: batched, on the device, and learnable."""
+
+from ecgmeta.augment.learned import LearnedWarp
+from ecgmeta.augment.transforms import Compose, Transform, TwoViews, WhiteNoise, ZeroCrop, paper_static
+
+__all__ = ["Compose", "LearnedWarp", "Transform", "TwoViews", "WhiteNoise", "ZeroCrop", "paper_static"]

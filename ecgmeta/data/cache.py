@@ -1,0 +1,260 @@
+"""Decoded, resampled signals on disk, so that a source is read once.
+
+An entry is a folder ``<source>-<key>``: ``signals.npy`` (N, leads, samples), int16, ``units.npy`` (N, leads), stored units a
+millivolt (0.5 µV is the largest error int16 may cost; where a recording exceeds 32.767 mV the whole file is float32
+instead), ``index.json``, ``windows.json`` and ``info.json`` with size and digest of every file. The key is a hash of the
+source's files (path, size, time), its settings, the preprocessing and the format. An entry is written in a temporary folder
+and renamed: a killed build leaves no entry, of two writers the first wins and both are right. An entry that does not match
+its digests is rebuilt, with a warning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import warnings
+import zlib
+from collections.abc import Iterable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ecgmeta.data.load import Loader, Reading
+from ecgmeta.data.preprocess import Window
+from ecgmeta.data.store import ScaledStore, SignalStore, map_npy
+from ecgmeta.runtime.errors import InputError
+
+FORMAT = 1  # raise it when what is stored, or how a record is treated, changes
+LARGEST_MV = 32.767  # at this peak the step of int16 is 1 µV
+_ABANDONED_S = 24 * 3600.0
+_DIGEST_BLOCK, _DIGEST_BLOCKS = 1 << 20, 64
+_PARTS = ("signals.npy", "units.npy", "index.json", "windows.json")
+
+Entry = tuple[SignalStore, pd.DataFrame, pd.DataFrame, list[str]]
+
+
+def open_or_build(loader: Loader) -> Entry:
+    """The entry for this source and these settings, built if it is not there or broken.
+
+    Returns:
+        signals, index, windows and skipped, as `Loader.load`.
+
+    Raises:
+        InputError: the cache folder cannot be written; whatever reading the records raises.
+    """
+    if loader.cache is None:
+        raise InputError("cache", "folder", "none", "a folder")
+    entry = loader.cache / f"{loader.source.name}-{key(loader)}"
+    found = _open_or_remove(entry)
+    if found is not None:
+        return found
+    temporary = loader.cache / f".building-{entry.name}-{os.getpid()}-{uuid4().hex[:8]}"
+    try:
+        try:
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(
+                loader.cache, "cache folder", error.strerror, "a folder that can be written"
+            ) from None
+        _remove_abandoned(loader.cache)
+        if not _build(loader, temporary):
+            raise InputError(loader.source.root, "records", "none to use", f"records of {loader.source.name}")
+        try:
+            temporary.rename(entry)
+        except OSError:  # another writer was first
+            if not entry.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return _open(entry)
+
+
+def key(loader: Loader) -> str:
+    """20 hexadecimal digits that change with anything that could change the entry."""
+    what = {
+        "format": FORMAT,
+        "source": f"{type(loader.source).__module__}.{type(loader.source).__qualname__}",
+        "settings": loader.source.settings(),
+        "preprocess": loader.how.to_dict(),
+        "on_error": loader.on_error,
+        "files": sorted(loader.source.files()),
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _build(loader: Loader, folder: Path) -> bool:
+    """Write an entry to `folder`; False where there is no window to store."""
+    skipped: list[str] = []
+    index = loader.index(skipped)
+    reading = Reading(loader, index, skipped)
+    how = loader.how
+    units, dtype = write_signals(folder / "signals.npy", reading, (len(how.lead_names), how.samples))
+    np.save(folder / "units.npy", units)
+    _write_table(folder / "index.json", index)
+    _write_table(folder / "windows.json", reading.table())
+    parts = {name: [(folder / name).stat().st_size, _digest(folder / name)] for name in _PARTS}
+    info = {
+        "format": FORMAT,
+        "dtype": dtype.name,
+        "preprocess": how.to_dict(),
+        "skipped": skipped,
+        "parts": parts,
+    }
+    (folder / "info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
+    return bool(len(units))
+
+
+def write_signals(
+    path: Path, windows: Iterable[Window], shape: tuple[int, int]
+) -> tuple[NDArray[np.float32], np.dtype[Any]]:
+    """Write windows one by one, so that memory holds only one.
+
+    Returns the (N, leads) units a millivolt, and the type stored: int16, or float32 where int16 would lose too much.
+
+    Whole microvolts (as PTB-XL and the challenge store them) get 1000 units a millivolt and come back to the bit; anything
+    else uses the full range of int16.
+    """
+    units: list[NDArray[np.float32]] = []
+    dtype = np.dtype("<i2")
+    with path.open("w+b") as file:
+        start = file.write(_npy_header(dtype, (0, *shape)))
+        for window in windows:
+            signal = window.signal
+            if dtype.kind == "i" and np.abs(signal).max() > LARGEST_MV:
+                _widen(path, start, units, shape)
+                dtype = np.dtype("<f4")
+                file.seek(0, os.SEEK_END)
+            scale = _units(signal) if dtype.kind == "i" else np.ones(shape[0], dtype=np.float32)
+            values = np.rint(signal * scale[:, None]) if dtype.kind == "i" else signal
+            file.write(np.ascontiguousarray(values, dtype=dtype).tobytes())
+            units.append(scale)
+        file.seek(0)
+        if file.write(_npy_header(dtype, (len(units), *shape))) != start:
+            raise RuntimeError("the .npy header changed its length")
+    return np.array(units, dtype=np.float32).reshape(len(units), shape[0]), dtype
+
+
+def _units(signal: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Stored units a millivolt for each lead."""
+    peaks = np.abs(signal).max(axis=1)
+    microvolts = signal * np.float32(1000)
+    whole = (np.abs(microvolts - np.rint(microvolts)).max(axis=1) < 5e-3) & (peaks <= LARGEST_MV)
+    return np.where(whole | (peaks == 0), 1000, 32767 / np.maximum(peaks, 1e-9)).astype(np.float32)
+
+
+def _widen(path: Path, start: int, units: list[NDArray[np.float32]], shape: tuple[int, int]) -> None:
+    """Turn what has been written so far from int16 into float32 millivolts, in place, last record first."""
+    size = shape[0] * shape[1]
+    with path.open("r+b") as file:
+        for number in range(len(units) - 1, -1, -1):
+            file.seek(start + 2 * size * number)
+            stored = np.frombuffer(file.read(2 * size), dtype="<i2").reshape(shape)
+            values = (stored / units[number][:, None]).astype("<f4")
+            file.seek(start + 4 * size * number)
+            file.write(values.tobytes())
+            units[number] = np.ones(shape[0], dtype=np.float32)
+
+
+def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """An .npy header; NumPy leaves room for the first axis to grow, so its length does not depend on N."""
+    out = BytesIO()
+    np.lib.format.write_array_header_1_0(
+        out, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    )
+    return out.getvalue()
+
+
+def _open_or_remove(entry: Path) -> Entry | None:
+    if not entry.exists():
+        return None
+    try:
+        return _open(entry)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        warnings.warn(f"{entry}: broken cache entry is rebuilt ({error})", stacklevel=2)
+        broken = entry.with_name(f".broken-{entry.name}-{uuid4().hex[:8]}")
+        try:
+            entry.rename(broken)
+        except OSError:  # another process has just moved it
+            return None
+        shutil.rmtree(broken, ignore_errors=True)
+        return None
+
+
+def _open(entry: Path) -> Entry:
+    """Raises OSError, ValueError, KeyError or TypeError where the entry is not whole."""
+    info = json.loads((entry / "info.json").read_text(encoding="utf-8"))
+    if info["format"] != FORMAT:
+        raise ValueError(f"format {info['format']}, expected {FORMAT}")
+    for name in _PARTS:
+        size, digest = info["parts"][name]
+        if (entry / name).stat().st_size != size or _digest(entry / name) != digest:
+            raise ValueError(f"{name} has changed")
+    store: SignalStore = map_npy(entry / "signals.npy")
+    if info["dtype"] == "int16":
+        store = ScaledStore(entry / "signals.npy", np.load(entry / "units.npy", allow_pickle=False))
+    return (
+        store,
+        _read_table(entry / "index.json"),
+        _read_table(entry / "windows.json"),
+        list(info["skipped"]),
+    )
+
+
+def _digest(path: Path) -> int:
+    """CRC-32 of a file; of 64 evenly spaced mebibytes where it is larger than that."""
+    size, crc = path.stat().st_size, 0
+    blocks = min(_DIGEST_BLOCKS, -(-size // _DIGEST_BLOCK))
+    last = max(0, size - _DIGEST_BLOCK)
+    with path.open("rb") as file:
+        for number in range(blocks):
+            file.seek(round(last * number / max(1, blocks - 1)))
+            crc = zlib.crc32(file.read(_DIGEST_BLOCK), crc)
+    return crc
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    """A DataFrame as JSON that comes back with its types; tuples (codes) as lists."""
+    columns = {
+        str(name): {
+            "dtype": str(column.dtype),
+            "values": column.astype(object).where(column.notna(), None).tolist(),
+        }
+        for name, column in table.items()
+    }
+    path.write_text(json.dumps(columns, default=_plain), encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} cannot stand in the index of a cached source")
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    columns = json.loads(path.read_text(encoding="utf-8"))
+    out = {}
+    for name, column in columns.items():
+        values = [tuple(value) if isinstance(value, list) else value for value in column["values"]]
+        if column["dtype"] == "object":
+            values = [np.nan if value is None else value for value in values]
+        out[name] = pd.Series(values, dtype=column["dtype"])
+    return pd.DataFrame(out)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what killed builds left behind; younger than a day it may still be at work."""
+    for pattern in (".building-*", ".broken-*"):
+        for left in folder.glob(pattern):
+            try:
+                if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                    shutil.rmtree(left, ignore_errors=True)
+            except OSError:
+                continue

@@ -1,0 +1,75 @@
+"""The standard twelve leads: their order, matching by name, and the identities the limb leads obey.
+
+Einthoven and Goldberger, for potentials measured at one instant:
+III = II − I, aVR = −(I + II)/2, aVL = I − II/2, aVF = II − I/2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgmeta.runtime.errors import InputError
+
+STANDARD_LEADS: tuple[str, ...] = (
+    *("I", "II", "III", "aVR", "aVL", "aVF"),
+    *("V1", "V2", "V3", "V4", "V5", "V6"),
+)
+# Each derived lead as coefficients on (I, II).
+LIMB_COEFFICIENTS: dict[str, tuple[float, float]] = {
+    "III": (-1.0, 1.0),
+    "aVR": (-0.5, -0.5),
+    "aVL": (1.0, -0.5),
+    "aVF": (-0.5, 1.0),
+}
+_BY_FOLDED = {name.casefold(): name for name in STANDARD_LEADS}
+
+
+def canonical(name: str) -> str:
+    """The standard spelling of a lead name in any case (``AVR`` → ``aVR``); other names are only stripped."""
+    return _BY_FOLDED.get(name.strip().casefold(), name.strip())
+
+
+def match_leads(found: Sequence[str], wanted: Sequence[str], where: object) -> list[int | None]:
+    """Position in `found` of every lead in `wanted`, by name and whatever the case; None where it is absent.
+
+    Raises:
+        InputError: a wanted lead stands twice in `found`, so a choice would be a guess.
+    """
+    names = [canonical(name).casefold() for name in found]
+    places: list[int | None] = []
+    for lead in wanted:
+        folded = canonical(lead).casefold()
+        count = names.count(folded)
+        if count > 1:
+            raise InputError(where, f"lead {lead}", f"{count} signals of that name", "one")
+        places.append(names.index(folded) if count else None)
+    return places
+
+
+def limb_errors(signals: NDArray[np.floating], leads: Sequence[str]) -> NDArray[np.float64]:
+    """Largest deviation from the four limb-lead identities.
+
+    Args:
+        signals: (..., leads, samples), mV.
+        leads: the name of every lead; I, II and all of `LIMB_COEFFICIENTS` must be there.
+
+    Returns:
+        (..., 4) mV: max over time of ``|lead − (a I + b II)|``, in the order III, aVR, aVL, aVF.
+
+    Raises:
+        InputError: a limb lead is missing.
+    """
+    needed = ("I", "II", *LIMB_COEFFICIENTS)
+    places = match_leads(leads, needed, "limb_errors")
+    if None in places:
+        raise InputError("limb_errors", "leads", ", ".join(leads), f"all of {', '.join(needed)}")
+    index = dict(zip(needed, (p for p in places if p is not None), strict=True))
+    one, two = (signals[..., index[name], :].astype(np.float64) for name in ("I", "II"))
+    errors = [
+        np.abs(signals[..., index[name], :] - (a * one + b * two)).max(axis=-1)
+        for name, (a, b) in LIMB_COEFFICIENTS.items()
+    ]
+    return np.stack(errors, axis=-1)

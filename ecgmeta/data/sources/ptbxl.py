@@ -1,0 +1,139 @@
+"""PTB-XL as published: ``ptbxl_database.csv``, ``scp_statements.csv``, ``records100/``, ``records500/``.
+
+Wagner et al., PTB-XL, a large publicly available electrocardiography dataset, Scientific Data 7:154, 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Unpack
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ecgmeta.data.labels import PTBXL_SETS, PtbxlSet, parse_scp_codes, ptbxl_labels
+from ecgmeta.data.load import Fail, LoadOptions, RecordSource, SourceDataset
+from ecgmeta.data.records import Record, read_record
+from ecgmeta.data.tables import as_age, as_sex, read_table
+from ecgmeta.runtime.errors import InputError
+
+LabelPolicy = Literal["benchmark", "paper"]
+_NEEDED = ("ecg_id", "patient_id", "age", "sex", "scp_codes", "strat_fold", "filename_lr", "filename_hr")
+# Columns that get a standard name; every other column of the table is kept as it is.
+_RENAMED = {"patient_id": "patient", "strat_fold": "fold"}
+
+
+class PTBXLSource(RecordSource):
+    """Reads the folder that holds ``ptbxl_database.csv``; see `PTBXL` for the arguments."""
+
+    name = "ptbxl"
+
+    def __init__(
+        self,
+        root: str | Path,
+        fs: float = 100.0,
+        labels: PtbxlSet | Literal["none"] = "superdiagnostic",
+        folds: Iterable[int] | None = None,
+        label_policy: LabelPolicy = "benchmark",
+    ) -> None:
+        super().__init__(root)
+        if labels not in (*PTBXL_SETS, "none"):
+            raise InputError(self.name, "labels", repr(labels), ", ".join((*PTBXL_SETS, "none")))
+        if label_policy not in ("benchmark", "paper"):
+            raise InputError(self.name, "label_policy", repr(label_policy), "benchmark or paper")
+        self.folds = None if folds is None else tuple(folds)
+        if self.folds is not None and not (self.folds and set(self.folds) <= set(range(1, 11))):
+            raise InputError(self.name, "folds", self.folds, "some of 1 to 10")
+        self.label_set, self.label_policy = labels, label_policy
+        # The published 100 Hz signals where they suffice, else the 500 Hz ones.
+        self.low_rate = fs <= 100
+
+    def index(self, fail: Fail) -> pd.DataFrame:
+        file = self.root / "ptbxl_database.csv"
+        table = read_table(file, _NEEDED)
+        path = table["filename_lr" if self.low_rate else "filename_hr"].astype(str)
+        index = table.rename(columns=_RENAMED).drop(columns=["scp_codes", "filename_lr", "filename_hr"])
+        index["record"] = path.str.rsplit("/", n=1).str[-1]
+        index["path"], index["source"] = path, self.name
+        known = table["patient_id"].notna()
+        numbers = table["patient_id"].fillna(-1).astype(int).astype(str)
+        index["patient"] = ("ptbxl/" + numbers).where(known, "ptbxl/record-" + table["ecg_id"].astype(str))
+        index["sex"] = table["sex"].map(as_sex)
+        rows: list[int] = []
+        codes: list[tuple[str, ...]] = []
+        ages: list[float] = []
+        for row, (number, age, text) in enumerate(
+            zip(table["ecg_id"], table["age"], table["scp_codes"], strict=True)
+        ):
+            where = f"{file}, ecg_id {number}"
+            try:
+                parsed, years = parse_scp_codes(str(text), where), as_age(age, where)
+            except InputError as error:
+                fail(error)
+                continue
+            rows.append(row)
+            codes.append(parsed)
+            ages.append(years)
+        return index.iloc[rows].assign(age=ages, codes=codes)
+
+    def read(self, row: Any) -> Record:
+        return read_record(self.root / row.path)
+
+    def labels(self, index: pd.DataFrame) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+        if self.label_set == "none":
+            return super().labels(index)
+        file = self.root / "scp_statements.csv"
+        needed = ("diagnostic", "form", "rhythm", "diagnostic_class", "diagnostic_subclass")
+        statements = read_table(file, needed)
+        statements = statements.set_index(statements.columns[0])
+        return ptbxl_labels(list(index["codes"]), statements, self.label_set, self.root)
+
+    def keep(self, index: pd.DataFrame, labels: NDArray[np.float32]) -> NDArray[np.bool_]:
+        kept = np.ones(len(index), dtype=bool)
+        if self.folds is not None:
+            kept &= index["fold"].isin(self.folds).to_numpy()
+        if self.label_policy == "benchmark" and self.label_set != "none":
+            kept &= labels.any(axis=1)
+        return kept
+
+    def settings(self) -> dict[str, Any]:
+        return {"low_rate": self.low_rate}
+
+    def files(self) -> Iterator[tuple[str, int, int]]:
+        other = "records500" if self.low_rate else "records100"
+        return (entry for entry in super().files() if not entry[0].startswith(other))
+
+
+class PTBXL(SourceDataset):
+    """PTB-XL as a dataset, every column of its table in ``.meta``.
+
+    Args:
+        root: the folder with ``ptbxl_database.csv``.
+        fs: rate of the result, Hz. Up to 100 the published 100 Hz files are read, above it the 500 Hz files; any other
+            rate is resampled from those.
+        labels: ``"superdiagnostic"`` (NORM, MI, STTC, CD, HYP), ``"subdiagnostic"``, ``"diagnostic"``, ``"form"``,
+            ``"rhythm"``, ``"all"`` (these alphabetically), ``"none"``.
+        folds: keep these of the official stratified folds 1 to 10 (1-8 train, 9 validate, 10 test); None keeps all.
+        label_policy: ``"benchmark"`` leaves out records without any label of the set, ``"paper"`` keeps them with all
+            zeros. Both count a statement of likelihood 0 (= not said) as present.
+        options: `LoadOptions`.
+
+    A patient is ``ptbxl/<patient_id>``; age 300 (= over 89) is given as 90.
+
+    Raises:
+        InputError: see `SourceDataset`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        fs: float = 100.0,
+        labels: PtbxlSet | Literal["none"] = "superdiagnostic",
+        folds: Iterable[int] | None = None,
+        label_policy: LabelPolicy = "benchmark",
+        **options: Unpack[LoadOptions],
+    ) -> None:
+        super().__init__(PTBXLSource(root, fs, labels, folds, label_policy), fs, **options)

@@ -1,0 +1,104 @@
+"""Any tree of WFDB records, with the demographics and SNOMED-CT codes of PhysioNet/CinC challenge headers where they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal, Unpack
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ecgmeta.data.labels import snomed_labels
+from ecgmeta.data.load import Fail, LoadOptions, RecordSource, SourceDataset
+from ecgmeta.data.records import Record, read_header, read_record
+from ecgmeta.data.tables import as_age, as_sex
+from ecgmeta.runtime.errors import InputError
+
+_COMMENT = re.compile(r"<?(age|sex|dx)>?\s*:\s*(.*)", re.IGNORECASE)
+
+
+class WFDBSource(RecordSource):
+    """Reads every header below `root`, in the order of the sorted paths."""
+
+    name = "wfdb"
+
+    def __init__(
+        self, root: str | Path, labels: Literal["scored", "none"] = "scored", checksum: bool = True
+    ) -> None:
+        super().__init__(root)
+        if labels not in ("scored", "none"):
+            raise InputError(self.name, "labels", repr(labels), "scored or none")
+        self.label_set, self.checksum = labels, checksum
+
+    def index(self, fail: Fail) -> pd.DataFrame:
+        paths = sorted(
+            os.path.relpath(os.path.join(folder, name), self.root)
+            for folder, _, names in os.walk(self.root)
+            for name in names
+            if name.endswith(".hea")
+        )
+        rows: list[dict[str, Any]] = []
+        for path in paths:
+            try:
+                rows.append(self._row(path.removesuffix(".hea")))
+            except InputError as error:
+                fail(error)
+        columns = ["record", "path", "patient", "source", "age", "sex", "codes"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def _row(self, path: str) -> dict[str, Any]:
+        header = read_header(self.root / path)
+        said = {found[1].casefold(): found[2] for c in header.comments if (found := _COMMENT.match(c))}
+        name = os.path.basename(path)
+        return {
+            "record": name,
+            "path": path,
+            "patient": name,
+            "source": header.path.parent.name or self.root.resolve().name,
+            "age": as_age(said.get("age", ""), header.path),
+            "sex": as_sex(said.get("sex", "")),
+            "codes": tuple(code.strip() for code in said.get("dx", "").split(",") if code.strip()),
+        }
+
+    def read(self, row: Any) -> Record:
+        return read_record(self.root / row.path, checksum=self.checksum)
+
+    def labels(self, index: pd.DataFrame) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+        return snomed_labels(index["codes"]) if self.label_set == "scored" else super().labels(index)
+
+    def settings(self) -> dict[str, Any]:
+        return {"checksum": self.checksum}
+
+
+class WFDBFolder(SourceDataset):
+    """A tree of WFDB records (``.hea`` with ``.mat`` or ``.dat``) as a dataset.
+
+    Args:
+        root: the folder; every ``.hea`` below it is a record.
+        fs: rate of the result, Hz.
+        labels: ``"scored"``: the 26 scored diagnoses of the 2021 challenge from the ``Dx`` lines (`snomed.csv`'s order,
+            equivalent codes as one); ``"none"``.
+        checksum: refuse a record whose samples do not add up to the checksum in its header.
+        options: `LoadOptions`.
+
+    The headers name no patient, so a patient is a record *name*: the same record in two folders is one patient, two
+    recordings of one person are not recognised (see `duplicates.group_duplicates`). ``meta.source`` is the name of the
+    folder a record lies in.
+
+    Raises:
+        InputError: see `SourceDataset`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        fs: float = 100.0,
+        labels: Literal["scored", "none"] = "scored",
+        checksum: bool = True,
+        **options: Unpack[LoadOptions],
+    ) -> None:
+        super().__init__(WFDBSource(root, labels, checksum), fs, **options)

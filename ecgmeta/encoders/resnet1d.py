@@ -1,0 +1,131 @@
+"""One-dimensional residual networks for multi-lead ECG."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.pretrained import Pretrained
+
+
+class Normalize(nn.Module):
+    """``(x − mean) / sd`` with one mean and SD for all leads, or one a lead: constants of the training records.
+
+    They are buffers of the encoder, so they are saved with it and can never be fitted again on test data.
+
+    Shapes: (batch, leads, samples) in mV -> the same, without unit.
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, leads: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(leads, 1))
+        self.register_buffer("sd", torch.ones(leads, 1))
+
+    def set(self, mean: Tensor | float, sd: Tensor | float) -> None:
+        """Fix the constants: scalars, or (leads,) tensors; ``sd`` must be positive and finite."""
+        mean, sd = torch.as_tensor(mean).reshape(-1, 1), torch.as_tensor(sd).reshape(-1, 1)
+        if not bool(torch.isfinite(mean).all() & torch.isfinite(sd).all() & (sd > 0).all()):
+            raise InputError(
+                "normalisation", "mean, sd", (mean.flatten().tolist(), sd.flatten().tolist()), "sd > 0"
+            )
+        self.mean.copy_(mean.expand_as(self.mean))
+        self.sd.copy_(sd.expand_as(self.sd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.sd
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    return nn.BatchNorm1d(channels) if kind == "batch" else nn.GroupNorm(min(8, channels), channels)
+
+
+class BasicBlock(nn.Module):
+    """Two convolutions and a shortcut (He et al., 2016), in one dimension."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int, kernel: int, norm: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(channels_in, channels, kernel, stride=stride, padding=kernel // 2, bias=False)
+        self.norm1 = _norm(norm, channels)
+        self.conv2 = nn.Conv1d(channels, channels, kernel, padding=kernel // 2, bias=False)
+        self.norm2 = _norm(norm, channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv1d(channels_in, channels, 1, stride=stride, bias=False), _norm(norm, channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
+
+
+class ResNet1d(nn.Module, Pretrained):
+    """The paper's ECG encoder: a residual network with kernels of 15 samples (Raghu et al., 2021, supplement).
+
+    Args:
+        blocks: residual blocks a stage; (2, 2, 2, 2) is ResNet-18.
+        leads: number of input leads.
+        width: channels of the first stage, doubled at each of the next three; 32 in the paper (4.6 M parameters).
+        kernel: odd kernel size, samples.
+        norm: ``"batch"`` or ``"group"`` (whose output for a record does not depend on its batch).
+        fs: sampling rate in Hz of the records it is trained on; kept with it.
+        lead_names: names of its leads, in order; kept with it.
+
+    Shapes: (batch, leads, samples) in mV -> features (batch, ``num_features`` = 8·width). Any length.
+    """
+
+    def __init__(
+        self,
+        blocks: tuple[int, ...] = (2, 2, 2, 2),
+        leads: int = 12,
+        width: int = 32,
+        kernel: int = 15,
+        norm: str = "batch",
+        fs: float = 100.0,
+        lead_names: tuple[str, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        if norm not in ("batch", "group"):
+            raise InputError("encoder", "norm", repr(norm), "'batch' or 'group'")
+        self.leads, self.fs, self.lead_names = leads, fs, lead_names
+        self.num_features = width * 2 ** (len(blocks) - 1)
+        self.normalize = Normalize(leads)
+        self.stem = nn.Sequential(
+            nn.Conv1d(leads, width, kernel, stride=2, padding=kernel // 2, bias=False),
+            _norm(norm, width),
+            nn.ReLU(),
+        )
+        stages: list[nn.Module] = []
+        channels = width
+        for stage, depth in enumerate(blocks):
+            for block in range(depth):
+                stride = 2 if stage > 0 and block == 0 else 1
+                stages.append(BasicBlock(channels, width * 2**stage, stride, kernel, norm))
+                channels = width * 2**stage
+        self.stages = nn.Sequential(*stages)
+
+    def initialise(self, generator: torch.Generator) -> ResNet1d:
+        """He initialisation (fan out) of every convolution from ``generator``; returns itself."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv1d):
+                nn.init.kaiming_normal_(
+                    module.weight, mode="fan_out", nonlinearity="relu", generator=generator
+                )
+        return self
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Feature maps (batch, num_features, frames), before pooling.
+
+        Raises:
+            InputError: another layout or number of leads.
+        """
+        if x.ndim != 3 or x.shape[1] != self.leads:
+            raise InputError("encoder", "shape of x", tuple(x.shape), f"(batch, {self.leads}, samples)")
+        return self.stages(self.stem(self.normalize(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_features(x).mean(-1)

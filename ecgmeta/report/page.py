@@ -1,0 +1,231 @@
+"""One report, one file: HTML with its style and pictures inside, no script, nothing fetched."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ecgmeta.report.content import (
+    PROTOCOLS,
+    AugmenterSummary,
+    Curve,
+    Histogram,
+    ReportContent,
+    ResultRow,
+    ResultsTable,
+    ViewPair,
+)
+from ecgmeta.report.curves import change, forest_figure, histogram_figure, interval, line_figure
+from ecgmeta.report.figures import MM_PER_INCH, data_uri
+from ecgmeta.report.paper import paper_notes, plot_ecg
+from ecgmeta.runtime.errors import InputError
+
+PICTURE_BUDGET = 2_000_000  # characters of recordings in a page; what does not fit is left out, and counted
+
+ARMS_BESIDE = 6  # arms in a table of labels: what A4 holds
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the page: `alt` for who cannot see it, `width` in mm at 100 %."""
+
+    address: str
+    alt: str
+    width: float
+    title: str = ""
+    caption: str = ""
+
+
+def render(content: ReportContent) -> str:
+    """The report as one HTML document; the same content gives the same text.
+
+    Empty parts leave no section. Every text of `content` is escaped.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(number=_number, thousands=_thousands)
+    template = environment.from_string(
+        resources.files("ecgmeta.report").joinpath("page.html").read_text("utf-8")
+    )
+    examples, left_out = _examples(content.examples)
+    text = template.render(
+        content=content,
+        results=_results(content.results) if content.results and content.results.rows else None,
+        curves=[_curve(curve) for curve in content.curves if curve.series],
+        augmenter=_augmenter(content.augmenter) if content.augmenter else None,
+        examples=examples,
+        left_out=left_out,
+    )
+    # File names may hold bytes that are not text; a page must still be UTF-8.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def write(content: ReportContent, path: str | Path) -> Path:
+    """Render into a file, all or nothing: an earlier report stays until the new one is complete.
+
+    Raises:
+        InputError: the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    text = render(content)
+    if not path.parent.is_dir():
+        raise InputError(path, "report", "no such folder", "an existing folder")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise InputError(path, "report", error.strerror, "a folder that can be written") from error
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp makes files for the owner's eyes only; reports are shared
+        os.replace(name, path)
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise InputError(path, "report", error.strerror, "a file that can be written") from error
+        raise
+    return path
+
+
+def _results(table: ResultsTable) -> dict[str, Any]:
+    groups = [_group(rows) for rows in _grouped(table.rows)]
+    forest = [(g["heading"], [(row["arm"], row["estimate"]) for row in g["rows"]]) for g in groups]
+    said = "; ".join(
+        f"{heading}: " + ", ".join(f"{a} {interval(e)}" for a, e in arms) for heading, arms in forest
+    )
+    return {
+        "table": table,
+        "groups": groups,
+        "has_precision": any(row.average_precision for row in table.rows),
+        "has_difference": any(row.difference for row in table.rows),
+        "has_best": any(row["best"] for group in groups for row in group["rows"]),
+        "absent": sorted({name for row in table.rows for name in row.absent}),
+        "forest": _picture(
+            forest_figure(forest, "macro-AUROC, 95 % interval"), f"Macro-AUROC by arm. {said}."
+        ),
+    }
+
+
+def _grouped(rows: Iterable[ResultRow]) -> list[list[ResultRow]]:
+    """Rows at equal protocol and label count; few labels first, the best arm first, unscored arms last."""
+
+    def order(row: ResultRow) -> tuple[float, str]:
+        return (math.inf if math.isnan(row.auroc.value) else -row.auroc.value, row.arm)
+
+    groups: dict[tuple[int, int], list[ResultRow]] = {}
+    for row in rows:
+        groups.setdefault((list(PROTOCOLS).index(row.protocol), row.labels), []).append(row)
+    return [sorted(groups[key], key=order) for key in sorted(groups)]
+
+
+def _group(rows: Sequence[ResultRow]) -> dict[str, Any]:
+    # What is shown as equal is equally good: the mark goes by the three decimals of the table.
+    shown = [round(row.auroc.value, 3) for row in rows if not math.isnan(row.auroc.value)]
+    best = max(shown) if len(shown) > 1 else math.nan
+    names = list(dict.fromkeys(name for row in rows for name in row.per_label))
+    return {
+        "heading": f"{PROTOCOLS[rows[0].protocol]}, {_thousands(rows[0].labels)} labelled recordings",
+        "rows": [
+            {
+                "arm": row.arm,
+                "estimate": row.auroc,
+                "auroc": interval(row.auroc),
+                "best": round(row.auroc.value, 3) == best if not math.isnan(row.auroc.value) else False,
+                "precision": interval(row.average_precision) if row.average_precision else "",
+                "difference": change(row.difference) if row.difference else "",
+                "seeds": row.seeds,
+            }
+            for row in rows
+        ],
+        "labels": [
+            _labels(names, rows[k : k + ARMS_BESIDE]) for k in range(0, len(rows), ARMS_BESIDE) if names
+        ],
+    }
+
+
+def _labels(names: Sequence[str], rows: Sequence[ResultRow]) -> dict[str, Any]:
+    return {"arms": [row.arm for row in rows], "rows": [_label(name, rows) for name in names]}
+
+
+def _label(name: str, rows: Sequence[ResultRow]) -> dict[str, Any]:
+    positives = sorted({row.per_label[name].positives for row in rows if name in row.per_label})
+    cells = [interval(row.per_label[name].auroc) if name in row.per_label else "not scored" for row in rows]
+    return {"name": name, "positives": " or ".join(map(_thousands, positives)), "cells": cells}
+
+
+def _curve(curve: Curve) -> Picture:
+    ends = []
+    for name, (_, y) in curve.series.items():
+        finite = [value for value in y if math.isfinite(value)]
+        ends.append(
+            f"{name} from {finite[0]:.3g} to {finite[-1]:.3g}" if finite else f"{name} without values"
+        )
+    shown = [
+        f"{name}: {_lost(y, curve.log_y)}" for name, (_, y) in curve.series.items() if _lost(y, curve.log_y)
+    ]
+    caption = " ".join(filter(None, [curve.caption, "Not drawn: " + "; ".join(shown) + "." if shown else ""]))
+    alt = f"{curve.title}: {curve.y_label} over {curve.x_label}; " + ", ".join(ends) + "."
+    return _picture(line_figure(curve), alt, curve.title, caption)
+
+
+def _lost(y: Sequence[float], log_y: bool) -> str:
+    broken = sum(not math.isfinite(value) for value in y)
+    flat = sum(math.isfinite(value) and value <= 0 for value in y) if log_y else 0
+    parts = [f"{broken} of {len(y)} points not finite"] if broken else []
+    return ", ".join(
+        parts + ([f"{flat} of {len(y)} points not above 0 on a logarithmic scale"] if flat else [])
+    )
+
+
+def _augmenter(summary: AugmenterSummary) -> dict[str, Any]:
+    return {
+        "summary": summary,
+        "has_units": any(parameter.unit for parameter in summary.parameters),
+        "pictures": [_histogram(histogram) for histogram in summary.distributions if histogram.series],
+    }
+
+
+def _histogram(histogram: Histogram) -> Picture:
+    said = f"{histogram.title}: distribution of {histogram.x_label} for {', '.join(histogram.series)}."
+    return _picture(histogram_figure(histogram), said, histogram.title, histogram.caption)
+
+
+def _examples(pairs: Sequence[ViewPair]) -> tuple[list[Picture], int]:
+    pictures: list[Picture] = []
+    for pair in pairs:
+        drawing: dict[str, Any] = {"overlay": pair.augmented}
+        figure = plot_ecg(pair.original, pair.fs, pair.leads, title=pair.record, **drawing)
+        notes = "; ".join(paper_notes(pair.original, pair.fs, pair.leads, **drawing))
+        alt = f"ECG {pair.record}, {len(pair.leads)} leads, original and augmented view overlaid. {notes}."
+        picture = _picture(figure, alt, pair.record, pair.caption)
+        if pictures and sum(len(p.address) for p in [*pictures, picture]) > PICTURE_BUDGET:
+            return pictures, len(pairs) - len(pictures)
+        pictures.append(picture)
+    return pictures, 0
+
+
+def _picture(figure: Any, alt: str, title: str = "", caption: str = "") -> Picture:
+    width = round(figure.get_figwidth() * MM_PER_INCH, 2)
+    return Picture(data_uri(figure), " ".join(alt.split()), width, title, caption)
+
+
+def _number(value: float | str | None) -> str:
+    """Text as it is, numbers to four digits, a dash for none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "—"
+    return value if isinstance(value, str) else f"{value:.4g}".replace("-", "−")
+
+
+def _thousands(value: float) -> str:
+    return f"{value:,}"

@@ -1,0 +1,1 @@
+"""Configuration, seeds, checkpoints, logs, progress and devices: what every run needs, in any domain."""

@@ -1,0 +1,141 @@
+"""Files that are whole or absent: checkpoints, JSON, logs, and the lock of a run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from ecgmeta.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write through a temporary file in the same folder, flushed to disk and renamed: a kill leaves old or new, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON with NaN and infinities as null, which is what JSON can say."""
+    write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises :class:`InputError` where the file is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(path, "file", "no such file", "a JSON file") from None
+    except ValueError as error:
+        raise InputError(path, "content", error, "JSON") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Atomically save a tree of tensors and plain values."""
+    import torch
+
+    write_atomic(path, lambda file: torch.save(state, file))
+
+
+def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Load a checkpoint without executing anything it holds.
+
+    Raises:
+        InputError: the file is missing, cut short or not a checkpoint.
+    """
+    import torch
+
+    if not path.is_file():
+        raise InputError(path, "file", "no such file", "a checkpoint")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises whatever its zip, pickle and storage readers raise
+        found = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(path, "content", found, "a checkpoint of tensors and plain values") from error
+    if not isinstance(state, dict):
+        raise InputError(path, "content", type(state).__name__, "a checkpoint of tensors and plain values")
+    return state
+
+
+class MetricLog:
+    """Metrics as JSON lines, one object a logged step.
+
+    Args:
+        path: the file.
+        start: first step that this process will write: lines at or after it (from a run killed after its last
+            checkpoint) and a half-written last line are dropped, so every step stands there once.
+    """
+
+    def __init__(self, path: Path, start: int = 0) -> None:
+        self.path = path
+        kept = [line for line in read_log(path) if line["step"] < start] if path.exists() else []
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, **values: Any) -> None:
+        self._file.write(json.dumps({"step": step, **_plain(values)}, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metric log; a last line cut short by a kill is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """One process a run folder. The lock is the kernel's, so a killed process leaves none behind.
+
+    Raises:
+        InputError: another process works in the folder.
+    """
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(folder, "run folder", "another process working in it", "a free folder") from None
+        yield

@@ -1,0 +1,83 @@
+"""``save_pretrained`` / ``from_pretrained`` for every module that leaves a run: safetensors and JSON, never a pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from ecgmeta.runtime.errors import InputError
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+Model = TypeVar("Model", bound="Pretrained")
+
+
+class Pretrained(PyTorchModelHubMixin):
+    """Hugging Face's mixin, strict: every weight must fit, and what does not is named in one line.
+
+    A folder holds ``config.json`` (the constructor's arguments), ``model.safetensors`` and a ``README.md``.
+    """
+
+    @classmethod
+    def from_pretrained(cls: type[Model], pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Model:
+        """Load from a folder, or from a hub id ``owner/name``; in eval mode unless the class says otherwise.
+
+        Raises:
+            InputError: the folder or one of its files is missing or broken, or the weights are another architecture's.
+        """
+        path = Path(pretrained_model_name_or_path)
+        if path.is_dir():
+            for name in (CONFIG, WEIGHTS):
+                if not (path / name).is_file():
+                    raise InputError(path, name, "no such file", f"a saved {cls.__name__}")
+        elif path.is_absolute() or len(path.parts) != 2:
+            raise InputError(
+                path, "folder", "no such folder", f"a saved {cls.__name__} or a hub id owner/name"
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **kwargs: Any) -> Any:
+        hub = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        options = {name: kwargs.pop(name) for name in hub if name in kwargs}
+        kwargs.pop("strict", None)
+        path = Path(model_id, WEIGHTS)
+        file = str(path) if path.is_file() else hf_hub_download(repo_id=model_id, filename=WEIGHTS, **options)
+        try:
+            model = cls(**kwargs)
+            weights = load_file(file, device=map_location)
+        except (TypeError, SafetensorError) as error:
+            raise InputError(
+                model_id, "saved model", error, f"a {cls.__name__} written by save_pretrained"
+            ) from error
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{cls.__name__} is not an nn.Module")
+        check_weights(model, {name: tuple(value.shape) for name, value in weights.items()}, model_id)
+        model.load_state_dict(weights)
+        return model.eval()
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """A short card: what the model is and how to load it."""
+        name = type(self).__name__
+        module = type(self).__module__.rsplit(".", 1)[0]
+        what = (type(self).__doc__ or name).strip().splitlines()[0]
+        data = ModelCardData(library_name="ecgmeta", tags=["ecgmeta"])
+        return ModelCard(
+            f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{what}\n\n"
+            f'```python\nfrom {module} import {name}\n\nmodel = {name}.from_pretrained("this folder")\n```\n'
+        )
+
+
+def check_weights(model: nn.Module, saved: dict[str, tuple[int, ...]], where: object) -> None:
+    """Raise :class:`InputError` naming the first tensor whose shape is not the model's."""
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in [*own, *saved]:
+        if own.get(name) != saved.get(name):
+            found, expected = saved.get(name, "nothing"), own.get(name, "nothing")
+            raise InputError(where, name, f"shape {found}", f"shape {expected} (another architecture?)")

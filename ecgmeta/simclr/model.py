@@ -1,0 +1,48 @@
+"""The SimCLR loss as a module: ``SimCLR(encoder)(views) -> loss``."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ecgmeta.augment import LearnedWarp
+from ecgmeta.encoders import ResNet1d
+from ecgmeta.simclr.views import Views
+
+
+class SimCLR(nn.Module):
+    """Encoder, projection head and NT-Xent, with an optional augmenter that learns.
+
+    In the engine's terms: θ are the parameters of ``encoder`` and ``projector``, φ those of ``augmenter``, and the loss of
+    one :class:`~ecgmeta.simclr.views.Views` is always the same function.
+
+    Args:
+        encoder: (batch, leads, samples) -> (batch, num_features).
+        augmenter: applied to both views inside the loss, or None.
+        temperature: of NT-Xent; 0.5 in the paper.
+        projection: output size of the projection head; its hidden layer is as wide as the features, without BatchNorm,
+            as in the paper.
+    """
+
+    def __init__(
+        self,
+        encoder: ResNet1d,
+        augmenter: LearnedWarp | None = None,
+        *,
+        temperature: float = 0.5,
+        projection: int = 128,
+    ) -> None:
+        super().__init__()
+        # lightly takes seconds to import, so it is imported by whoever builds a model, not by whoever names this room.
+        from lightly.loss import NTXentLoss
+        from lightly.models.modules import SimCLRProjectionHead
+
+        self.encoder, self.augmenter = encoder, augmenter
+        width = encoder.num_features
+        self.projector = SimCLRProjectionHead(width, width, projection, batch_norm=False)
+        self.loss = NTXentLoss(temperature=temperature)
+
+    def forward(self, views: Views) -> Tensor:
+        """NT-Xent of the two views of each record: a scalar. One forward pass serves both."""
+        x = views.x if self.augmenter is None else self.augmenter(views.x, views.noise)
+        first, second = self.projector(self.encoder(x)).chunk(2)
+        return self.loss(first, second)

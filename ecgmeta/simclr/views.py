@@ -1,0 +1,39 @@
+"""The batch of a SimCLR step: everything random about two views is drawn here, before any loss is taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ecgmeta.augment import LearnedWarp, Transform
+
+
+@dataclass(frozen=True)
+class Views:
+    """Two views of each record, all randomness fixed.
+
+    Attributes:
+        x: (2·batch, leads, samples) in mV: the first views, then the second, after the static transform.
+        noise: what the learned augmenter draws for ``x``, or None without one.
+    """
+
+    x: Tensor
+    noise: Tensor | None = None
+
+
+def draw_views(
+    x: Tensor,
+    static: Transform | None,
+    augmenter: LearnedWarp | None = None,
+    *,
+    generator: torch.Generator | None = None,
+) -> Views:
+    """Draw both views of ``x`` (batch, leads, samples).
+
+    Static transforms come first and the learned one is applied to their output inside the loss, where it can be differentiated.
+    """
+    doubled = torch.cat([x, x])
+    views = doubled if static is None else static.train()(doubled, generator=generator)
+    return Views(views, None if augmenter is None else augmenter.draw(views, generator))

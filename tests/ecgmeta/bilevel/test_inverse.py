@@ -1,0 +1,111 @@
+"""The conformance suite of the inverse-Hessian-vector products."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from problems import spd
+from torch import Tensor
+
+from ecgmeta.bilevel import Identity, Neumann, Result, Solver
+from ecgmeta.bilevel.inverse import Matvec
+
+G = torch.Generator().manual_seed(0)
+OPERATORS: dict[str, Tensor] = {
+    "I": torch.eye(4, dtype=torch.float64),
+    "3I": 3 * torch.eye(4, dtype=torch.float64),
+    "diagonal": torch.diag(torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64)),
+    "spd": spd(7, G, low=0.5, high=4.0),
+    "size 1": torch.tensor([[1.7]], dtype=torch.float64),
+}
+SOLVERS: dict[str, Solver] = {
+    "identity": Identity(0.3),
+    "neumann": Neumann(5, 0.25),
+    "damped": Neumann(5, 0.2, damping=0.1),
+}
+
+
+def matvec_of(matrix: Tensor) -> Matvec:
+    return lambda tree: {"x": matrix @ tree["x"]}
+
+
+def rhs(n: int) -> Tensor:
+    return torch.randn(n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_on_every_operator(solver: str, operator: str) -> None:
+    matrix = OPERATORS[operator]
+    v = rhs(len(matrix))
+    kept = v.clone()
+    solution = SOLVERS[solver](matvec_of(matrix), {"x": v})
+    assert solution.ok
+    assert solution.value["x"].shape == v.shape
+    assert solution.value["x"].dtype == torch.float64
+    torch.testing.assert_close(v, kept, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_zero_right_hand_side_gives_zero(solver: str) -> None:
+    solution = SOLVERS[solver](matvec_of(OPERATORS["spd"]), {"x": torch.zeros(7, dtype=torch.float64)})
+    assert float(solution.value["x"].abs().max()) == 0
+    assert solution.ok
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+def test_neumann_equals_its_formula_and_contracts_as_promised(operator: str, damping: float) -> None:
+    matrix = OPERATORS[operator]
+    n, v, alpha = len(matrix), rhs(len(matrix)), 0.22
+    shifted = matrix + damping * torch.eye(n, dtype=torch.float64)
+    step = torch.eye(n, dtype=torch.float64) - alpha * shifted
+    for terms in (0, 1, 4):
+        solution = Neumann(terms, alpha, damping=damping, exact_residual=True)(matvec_of(matrix), {"x": v})
+        expected = alpha * sum(torch.linalg.matrix_power(step, j) @ v for j in range(terms + 1))
+        torch.testing.assert_close(solution.value["x"], expected)
+        assert solution.iterations == terms + 1
+        residual = (v - shifted @ solution.value["x"]).norm() / v.norm()
+        assert solution.residual == pytest.approx(float(residual), rel=1e-9)
+        assert solution.contraction is not None
+        assert solution.contraction <= float(torch.linalg.matrix_norm(step, 2)) + 1e-12
+
+
+def test_neumann_residual_without_the_extra_product_is_the_shorter_sums() -> None:
+    v = rhs(7)
+    shorter = Neumann(3, 0.2, exact_residual=True)(matvec_of(OPERATORS["spd"]), {"x": v})
+    longer = Neumann(4, 0.2)(matvec_of(OPERATORS["spd"]), {"x": v})
+    assert longer.iterations == shorter.iterations == 4
+    assert longer.residual == pytest.approx(shorter.residual, rel=1e-12)
+    assert Neumann(0, 0.2)(matvec_of(OPERATORS["spd"]), {"x": v}).residual is None
+
+
+def test_a_step_size_above_two_over_lambda_max_is_noticed_and_the_series_stopped() -> None:
+    v = rhs(4)
+    solution = Neumann(50, 0.9)(matvec_of(OPERATORS["3I"]), {"x": v})
+    assert solution.result is Result.DIVERGED
+    assert not solution.ok
+    assert solution.iterations == 1
+    assert "smaller step_size" in solution.result.value
+    torch.testing.assert_close(solution.value["x"], 0.9 * v)
+
+
+def test_negative_curvature_is_noticed_and_damping_cures_it() -> None:
+    matrix = torch.diag(torch.tensor([-0.5, 1.0, 2.0], dtype=torch.float64))
+    v = torch.tensor([1.0, 0.1, 0.1], dtype=torch.float64)
+    solution = Neumann(20, 0.4)(matvec_of(matrix), {"x": v})
+    assert solution.result is Result.INDEFINITE
+    assert "damping" in solution.result.value
+    assert Neumann(20, 0.4, damping=0.6)(matvec_of(matrix), {"x": v}).ok
+
+
+def test_a_product_that_is_not_finite_is_noticed() -> None:
+    solution = Neumann(3, 0.1)(lambda tree: {"x": tree["x"] * float("nan")}, {"x": rhs(3)})
+    assert solution.result is Result.NON_FINITE
+    assert bool(torch.isfinite(solution.value["x"]).all())
+
+
+@pytest.mark.parametrize(("terms", "step_size", "damping"), [(-1, 0.1, 0.0), (1, 0.0, 0.0), (1, 0.1, -1.0)])
+def test_settings_out_of_range_are_refused(terms: int, step_size: float, damping: float) -> None:
+    with pytest.raises(ValueError, match="Neumann needs"):
+        Neumann(terms, step_size, damping)
