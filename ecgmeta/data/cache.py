@@ -123,7 +123,7 @@ def write_signals(
     else uses the full range of int16.
     """
     units: list[NDArray[np.float32]] = []
-    dtype = np.dtype("<i2")
+    dtype: np.dtype[Any] = np.dtype("<i2")
     with path.open("w+b") as file:
         start = file.write(_npy_header(dtype, (0, *shape)))
         for window in windows:

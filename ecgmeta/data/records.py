@@ -71,7 +71,7 @@ class Record:
 def _gain(text: str) -> tuple[float, int | None, str] | None:
     """``1000.0(0)/mV`` → (gain, baseline or None, units); None where it cannot be read."""
     found = _GAIN.match(text)
-    if found is None or not math.isfinite(float(found[1])) or float(found[1]) < 0:
+    if found is None or len(text) > 60 or not 0 <= float(found[1]) < 1e12:
         return None
     return float(found[1]) or DEFAULT_GAIN, int(found[2]) if found[2] else None, found[3] or "mV"
 
@@ -106,7 +106,10 @@ def _signal_line(line: str, where: Path, number: int) -> SignalSpec:
     # A checksum of 0 is what writers that do not compute one leave there.
     checksum = numbers[3] & 0xFFFF if len(numbers) > 3 and numbers[3] else None
     name = parts[8].strip() if len(parts) > 8 else f"signal {number}"
-    return SignalSpec(parts[0], *fmt, gain[0], zero if gain[1] is None else gain[1], gain[2], checksum, name)
+    baseline = zero if gain[1] is None else gain[1]
+    if abs(baseline) >= 2**31:
+        raise InputError(where, f"{field}, baseline", baseline, "a 32-bit number")
+    return SignalSpec(parts[0], *fmt, gain[0], baseline, gain[2], checksum, name)
 
 
 def read_header(path: str | Path) -> Header:
@@ -253,20 +256,24 @@ def _physical(
                     f"{spec.checksum} (the file has changed since it was written; checksum=False reads it anyway)",
                 )
     gains = [spec.gain * _per_mv(header.path, spec.name, spec.units) for spec in header.signals]
-    scale = np.array(gains)[:, None]
-    baselines = [spec.baseline for spec in header.signals]
-    # float32 rounds to wfdb's float64 answer, rounded, only where the divisor is a float32 and the values are small.
-    exact = all(float(np.float32(gain)) == gain for gain in gains) and not any(baselines)
-    dtype = np.float32 if exact and digital.dtype.itemsize <= 2 else np.float64
-    values = np.ascontiguousarray(digital, dtype=dtype)
-    if any(baselines):
-        values -= np.array(baselines)[:, None]
-    values /= scale.astype(dtype)
-    signal = values.astype(np.float32, copy=False)
+    signal = _scale(digital, np.array(gains), np.array([spec.baseline for spec in header.signals]))
     if invalid.any():
         signal[invalid] = np.nan
     leads = tuple(spec.name for spec in header.signals)
     return Record(str(header.path.with_suffix("")), signal, header.fs, leads)
+
+
+def _scale(
+    digital: NDArray[np.integer], gains: NDArray[np.float64], baselines: NDArray[np.integer]
+) -> NDArray[np.float32]:
+    """(digital − baseline) / gain, row by row, as wfdb has it in float64, rounded to float32."""
+    # A quotient of two float32 rounds to the same float32 whether it is taken in float32 or float64, so the short way is
+    # exact where both are float32 already.
+    if digital.dtype.itemsize <= 2 and not baselines.any() and (gains.astype(np.float32) == gains).all():
+        short = np.ascontiguousarray(digital, dtype=np.float32)
+        short /= gains.astype(np.float32)[:, None]
+        return short
+    return ((digital - baselines[:, None]) / gains[:, None]).astype(np.float32)
 
 
 def _per_mv(where: object, lead: str, units: str) -> float:
@@ -294,7 +301,9 @@ def _read_wfdb(header: Header, checksum: bool) -> Record:
         return Record(name, signal, float(found.fs), tuple(found.sig_name))
     digital = found.d_signal.T
     reserved = np.array([-(1 << (_bits(spec.fmt) - 1)) for spec in header.signals])[:, None]
-    return _physical(header, digital, digital == reserved, checksum)
+    # wfdb averages the samples of a frame and shifts skewed signals: what it returns is not what was summed.
+    as_stored = all(spec.per_frame == 1 and spec.skew == 0 for spec in header.signals)
+    return _physical(header, digital, digital == reserved, checksum and as_stored)
 
 
 def _bits(fmt: int) -> int:

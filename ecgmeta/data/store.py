@@ -91,9 +91,8 @@ class ViewStore:
 
     def __init__(self, base: SignalStore, rows: Rows) -> None:
         # A view of a view is one view: a chain of subsets costs one gather.
-        if isinstance(base, ViewStore):
-            base, rows = base.base, base.rows[rows]
-        self.base, self.rows = base, rows
+        self.base: SignalStore = base.base if isinstance(base, ViewStore) else base
+        self.rows: Rows = base.rows[rows] if isinstance(base, ViewStore) else rows
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -45,17 +45,16 @@ def check_score_sets(
     return [check_scores(f"{where}[{k}]", one, shape) for k, one in enumerate(sets)]
 
 
-def number_patients(
-    patients: Sequence[object] | npt.NDArray[np.generic] | None, n_records: int
-) -> npt.NDArray[np.intp]:
+def number_patients(patients: Iterable[object] | None, n_records: int) -> npt.NDArray[np.intp]:
     """Number the patients 0, 1, ... in order of first appearance, (N,)."""
     if patients is None:
         return np.arange(n_records)
-    if len(patients) != n_records:
-        raise InputError("patients", "length", len(patients), f"{n_records}, one for each record")
+    identifiers = list(patients)
+    if len(identifiers) != n_records:
+        raise InputError("patients", "length", len(identifiers), f"{n_records}, one for each record")
     numbers: dict[object, int] = {}
     groups = np.empty(n_records, dtype=np.intp)
-    for k, patient in enumerate(patients):
+    for k, patient in enumerate(identifiers):
         if patient is None or patient != patient:
             raise InputError("patients", f"[{k}]", patient, "an identifier")
         groups[k] = numbers.setdefault(patient, len(numbers))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -132,7 +132,7 @@ def multilabel_scores(
     targets: npt.ArrayLike,
     label_names: Sequence[str],
     *,
-    patients: Sequence[object] | npt.NDArray[np.generic] | None = None,
+    patients: Iterable[object] | None = None,
     n_boot: int = 1000,
     seed: int = 0,
     level: float = 0.95,
@@ -185,7 +185,7 @@ def paired_difference(
     targets: npt.ArrayLike,
     label_names: Sequence[str],
     *,
-    patients: Sequence[object] | npt.NDArray[np.generic] | None = None,
+    patients: Iterable[object] | None = None,
     n_boot: int = 1000,
     seed: int = 0,
     level: float = 0.95,

@@ -155,9 +155,11 @@ def linear_head(num_features: int, num_labels: int, generator: torch.Generator) 
 
 
 def check_splits(**splits: Labelled | None) -> None:
-    """Refuse empty splits and splits whose labels differ from those of the first."""
+    """Refuse empty splits, splits without labels, and splits whose labels differ from those of the first."""
     present = [(name, split) for name, split in splits.items() if split is not None]
     first, reference = present[0]
+    if not reference.label_names:
+        raise InputError(first, "label_names", "none", "at least one label to learn")
     for name, split in present:
         if len(split) == 0:
             raise InputError(name, "records", 0, "at least one")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +43,16 @@ class Pretrained(PyTorchModelHubMixin):
                 path, "folder", "no such folder", f"a saved {cls.__name__} or a hub id owner/name"
             )
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Save into a folder. Files are written aside and renamed, the weights last: where they stand, all is whole."""
+        target = Path(save_directory)
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as aside:
+            url = super().save_pretrained(aside, **kwargs)
+            for name in sorted(os.listdir(aside), key=lambda name: name == WEIGHTS):
+                os.replace(Path(aside, name), target / name)
+        return url
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **kwargs: Any) -> Any:

@@ -76,7 +76,9 @@ class PTBXLSource(RecordSource):
             rows.append(row)
             codes.append(parsed)
             ages.append(years)
-        return index.iloc[rows].assign(age=ages, codes=codes)
+        return index.iloc[rows].assign(
+            age=ages, codes=pd.Series(codes, index=index.index[rows], dtype=object)
+        )
 
     def read(self, row: Any) -> Record:
         return read_record(self.root / row.path)

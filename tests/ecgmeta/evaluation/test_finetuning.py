@@ -164,6 +164,10 @@ def test_bad_input_is_named(make_records: Make, make_encoder: Make) -> None:
         finetune(encoder, train, val, epochs=0)
     with pytest.raises(InputError, match=r"^finetune: patience: found 0"):
         finetune(encoder, train, val, patience=0)
+    train.label_names = ()
+    with pytest.raises(InputError, match=r"^train: label_names: found none"):
+        finetune(encoder, train, val)
+    train.label_names = ("A", "B")
     train.y[:, 0] = 1
     with pytest.raises(
         InputError, match=r"^train: labels\.A: found 48 positives of 48, expected at least one of each"

@@ -1,0 +1,99 @@
+"""The batches of pre-training, each a function of (seed, step), so that a resumed run sees what it would have seen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ecgmeta.augment import LearnedWarp, Transform
+from ecgmeta.runtime.seeds import numpy_generator, torch_generator
+from ecgmeta.simclr import Views, draw_views
+
+if TYPE_CHECKING:
+    from ecgmeta.data import ECGDataset
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A fine-tuning batch: x (batch, leads, samples) in mV, y (batch, labels) of 0 and 1."""
+
+    x: Tensor
+    y: Tensor
+
+
+class SimCLRBatches:
+    """Batches for :func:`ecgmeta.bilevel.meta_train`.
+
+    Args:
+        pretrain: unlabelled recordings; passed through once an epoch in a new order, a last short batch left out.
+        train, validation: the MetaFT recordings, or None where nothing is meta-learned.
+        batch_size: recordings of a pre-training step, at most all.
+        hyper_batch_size: recordings of a φ step's pre-training batch.
+        label_batch_size: recordings of a fine-tuning batch.
+    """
+
+    def __init__(
+        self,
+        pretrain: ECGDataset,
+        train: ECGDataset | None,
+        validation: ECGDataset | None,
+        *,
+        static: Transform | None,
+        augmenter: LearnedWarp | None,
+        batch_size: int,
+        hyper_batch_size: int,
+        label_batch_size: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._pretrain, self._train, self._validation = pretrain, train, validation
+        self._static, self._augmenter = static, augmenter
+        self.batch_size = min(batch_size, len(pretrain))
+        self.hyper_batch_size = min(hyper_batch_size, len(pretrain))
+        self.label_batch_size = label_batch_size
+        self.steps_per_epoch = len(pretrain) // self.batch_size
+        self._seed, self._device = seed, device
+        self._order = lru_cache(maxsize=1)(self._epoch_order)
+
+    def steps(self, epochs: float) -> int:
+        """Pre-training steps in a number of epochs."""
+        return math.ceil(epochs * self.steps_per_epoch)
+
+    def pretrain(self, step: int) -> Views:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        rows = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        return self._views(rows, "views", step)
+
+    def hyper(self, step: int) -> Views:
+        rng = numpy_generator(self._seed, "φ batch", step)
+        rows = rng.choice(len(self._pretrain), self.hyper_batch_size, replace=False)
+        return self._views(rows, "φ views", step)
+
+    def train(self, step: int, k: int) -> Labelled:
+        return self._labelled(self._train, "MetaFT train", step, k)
+
+    def validation(self, step: int) -> Labelled:
+        return self._labelled(self._validation, "MetaFT validation", step, 0)
+
+    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
+        return numpy_generator(self._seed, "epoch order", epoch).permutation(len(self._pretrain))
+
+    def _views(self, rows: NDArray[np.int64], purpose: str, step: int) -> Views:
+        x = self._pretrain[rows][0].to(self._device)
+        generator = torch_generator(self._seed, purpose, step, device=self._device)
+        return draw_views(x, self._static, self._augmenter, generator=generator)
+
+    def _labelled(self, data: ECGDataset | None, purpose: str, step: int, k: int) -> Labelled:
+        if data is None:
+            raise ValueError(f"no data for a {purpose} batch: this arm meta-learns nothing")
+        rng = numpy_generator(self._seed, purpose, step, k)
+        rows = rng.choice(len(data), min(self.label_batch_size, len(data)), replace=False)
+        x, y = data[rows]
+        return Labelled(x.to(self._device), y.to(self._device))

@@ -1,0 +1,158 @@
+"""From a configuration to the recordings of each stage: pre-training, labelled training, test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgmeta.experiment.config import Data, Experiment
+from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.progress import Report
+from ecgmeta.runtime.seeds import derive
+
+if TYPE_CHECKING:
+    from ecgmeta.data import ECGDataset
+
+KINDS = ("synthetic", "ptbxl", "ludb", "wfdb")
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The recordings of an experiment, disjoint by patient and by signal where they must be.
+
+    Attributes:
+        pretrain: recordings to pre-train on, without labels; no patient or duplicate signal of ``test`` is among them.
+        train: labelled recordings, from which the labelled subsets are drawn.
+        test: labelled recordings that only :func:`~ecgmeta.experiment.evaluate.evaluate` scores.
+        skipped: recordings left out, each with its reason.
+        notes: what a reader of the results should know about the data.
+    """
+
+    pretrain: ECGDataset
+    train: ECGDataset
+    test: ECGDataset
+    skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def labelled(self, n: int, seed: int) -> NDArray[np.int64]:
+        """Rows of ``train``: ``n`` labelled recordings (all, where there are fewer), nested in n for one seed."""
+        from ecgmeta.data.splits import labelled_subset
+
+        n = min(n, len(self.train))
+        return labelled_subset(self.train.meta, self.train.labels, n, derive(seed, "labelled subset"))
+
+    def split(self, rows: NDArray[np.int64], seed: int) -> tuple[ECGDataset, ECGDataset]:
+        """``rows`` of ``train`` as 80 % to train and 20 % to validate on, by patient: the same for MetaFT and fine-tuning."""
+        from ecgmeta.data.splits import metaft_split
+
+        chosen = self.train.subset(rows)
+        train, validation = metaft_split(chosen.meta, chosen.labels, 0.8, derive(seed, "MetaFT split"))
+        return chosen.subset(train), chosen.subset(validation)
+
+
+def load(config: Experiment, progress: Report | None = None) -> Cohort:
+    """Read every source once, join signals that stand under two names, and split by patient.
+
+    Raises:
+        InputError: a source is missing or broken, or a part of the split would be empty.
+    """
+    from ecgmeta.data import concat
+    from ecgmeta.data.duplicates import find_duplicates, group_duplicates
+
+    data = config.data
+    labelled = _source(data, data.finetune, True, progress)
+    sources = [_source(data, spec, False, progress, reuse=labelled) for spec in data.pretrain]
+    if not sources:
+        raise InputError("configuration", "data.pretrain", "[]", "at least one source")
+    distinct = [labelled, *(s for s in sources if s is not labelled)]
+    if progress is not None:
+        progress(0, 1, "looking for duplicate signals")
+    pool = concat(distinct, labels="drop")
+    groups = find_duplicates(pool)
+    pool = group_duplicates(pool, groups)
+    if progress is not None:
+        progress(1, 1, "looking for duplicate signals")
+    labelled.meta = pool.meta.iloc[: len(labelled)].reset_index(drop=True)
+    train, test = _split(config, labelled)
+    test_patients = set(test.meta["patient"])
+    used = np.concatenate(
+        [np.full(len(d), any(d is s for s in sources)) for d in distinct]
+    )  # the labelled source need not be pre-trained on
+    used &= ~pool.meta["patient"].isin(test_patients).to_numpy()
+    if data.train_folds:
+        fold = pool.meta["fold"]
+        used &= (fold.isna() | fold.isin(data.train_folds)).fillna(True).to_numpy(dtype=bool)
+    if used.sum() < 2:
+        raise InputError("data.pretrain", "recordings outside the test set", int(used.sum()), "at least 2")
+    skipped = [line for d in distinct for line in d.skipped]
+    return Cohort(pool.subset(np.flatnonzero(used)), train, test, skipped, _notes(data, groups, skipped))
+
+
+def _split(config: Experiment, labelled: ECGDataset) -> tuple[ECGDataset, ECGDataset]:
+    from ecgmeta.data.splits import official_folds, patient_split
+
+    data = config.data
+    if data.train_folds:
+        train, _, test = official_folds(labelled.meta, data.train_folds, (), data.test_folds)
+    else:
+        fractions = (1 - data.test_fraction, data.test_fraction)
+        train, test = patient_split(
+            labelled.meta, fractions, derive(config.seed, "test split"), labelled.labels
+        )
+    return labelled.subset(train), labelled.subset(test)
+
+
+def _source(
+    data: Data, spec: str, labelled: bool, progress: Report | None, reuse: ECGDataset | None = None
+) -> ECGDataset:
+    """One source; ``reuse`` where it would be read the same way again."""
+    if reuse is not None and spec == data.finetune and data.windows == "first":
+        return reuse
+    kind, _, folder = spec.partition(":")
+    if kind not in KINDS:
+        raise InputError(
+            "configuration", "data source", repr(spec), f"kind or kind:folder with a kind of {list(KINDS)}"
+        )
+    from ecgmeta.data import LUDB, PTBXL, SyntheticCohort, WFDBFolder
+
+    if kind == "synthetic":
+        if progress is not None:
+            progress(0, 1, "simulating the synthetic cohort")
+        cohort = SyntheticCohort(
+            data.synthetic.n, fs=data.fs, duration=data.duration, seed=derive(data.synthetic.seed, "cohort")
+        )
+        if progress is not None:
+            progress(1, 1, "simulating the synthetic cohort")
+        return cohort
+    root = Path(data.root, folder)
+    options: dict[str, Any] = {
+        "fs": data.fs,
+        "duration": data.duration,
+        "windows": "first" if labelled else data.windows,
+        "on_error": data.on_error,
+        "cache": data.cache or None,
+        "progress": progress,
+        "min_positives": data.min_positives if labelled else 0,
+    }
+    default = {"ptbxl": "superdiagnostic", "ludb": "diagnoses", "wfdb": "scored"}[kind]
+    options["labels"] = (data.labels or default) if labelled else "none"
+    if kind == "ptbxl":
+        return PTBXL(root, label_policy=data.label_policy, **options)
+    return LUDB(root, **options) if kind == "ludb" else WFDBFolder(root, **options)
+
+
+def _notes(data: Data, groups: list[list[int]], skipped: list[str]) -> list[str]:
+    notes = []
+    if any(spec.startswith("synthetic") for spec in [*data.pretrain, data.finetune]):
+        notes.append("Synthetic recordings: these numbers say nothing about patients.")
+    if groups:
+        notes.append(
+            f"{len(groups)} signals stand under two or more names; each group counts as one patient and stays on one side."
+        )
+    if skipped:
+        notes.append(f"{len(skipped)} recordings were left out; the run folder lists why.")
+    return notes

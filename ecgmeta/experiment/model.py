@@ -1,0 +1,86 @@
+"""The networks of an arm, and the two-stage problem they pose to the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ecgmeta.augment import LearnedWarp
+from ecgmeta.bilevel import FeatureModuleProblem
+from ecgmeta.encoders import ResNet1d, create_encoder
+from ecgmeta.experiment.batches import Labelled
+from ecgmeta.experiment.cohort import Cohort
+from ecgmeta.experiment.config import Experiment
+from ecgmeta.runtime.seeds import seeded
+from ecgmeta.simclr import SimCLR
+
+
+class FinetuneHead(nn.Module):
+    """Fine-tuning as the engine sees it: the encoder, a linear head, and the multilabel cross-entropy."""
+
+    def __init__(self, encoder: ResNet1d, num_labels: int) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, nn.Linear(encoder.num_features, num_labels)
+
+    def features(self, batch: Labelled) -> Tensor:
+        return self.encoder(batch.x)
+
+    def head_loss(self, features: Tensor, batch: Labelled) -> Tensor:
+        return F.binary_cross_entropy_with_logits(self.head(features), batch.y)
+
+    def forward(self, batch: Labelled) -> Tensor:
+        return self.head_loss(self.features(batch), batch)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The networks of one arm and its problem; all live, so that training the problem trains them."""
+
+    encoder: ResNet1d
+    simclr: SimCLR
+    augmenter: LearnedWarp | None
+    problem: FeatureModuleProblem
+
+
+def build_encoder(config: Experiment, cohort: Cohort, seed: int) -> ResNet1d:
+    """A fresh encoder, normalising by the global mean and SD of the pre-training recordings (as the paper)."""
+    with seeded(seed, "encoder"):
+        encoder = create_encoder(
+            config.encoder.name,
+            leads=len(cohort.pretrain.leads),
+            width=config.encoder.width,
+            norm=config.encoder.norm,
+            fs=config.data.fs,
+            lead_names=cohort.pretrain.leads,
+        )
+    encoder.normalize.set(*global_moments(cohort))
+    return encoder
+
+
+def global_moments(cohort: Cohort) -> tuple[float, float]:
+    """Mean and SD in mV over all samples of the pre-training recordings, in chunks that fit any memory."""
+    total, squares, count = 0.0, 0.0, 0
+    for start in range(0, len(cohort.pretrain), 1024):
+        x = cohort.pretrain[slice(start, start + 1024)][0].double()
+        total, squares, count = total + float(x.sum()), squares + float(x.square().sum()), count + x.numel()
+    mean = total / count
+    return mean, (squares / count - mean**2) ** 0.5
+
+
+def build(config: Experiment, cohort: Cohort, arm: str) -> Model:
+    """The networks of ``arm``. Equal seeds give every arm the same initial encoder."""
+    seed = config.seed
+    encoder = build_encoder(config, cohort, seed)
+    augmenter = None
+    if arm in ("meta", "simclr_warp"):
+        with seeded(seed, "augmenter"):
+            augmenter = LearnedWarp(encoder.leads, config.augment.warp_magnitude, config.data.fs)
+    with seeded(seed, "projection head"):
+        simclr = SimCLR(
+            encoder, augmenter, temperature=config.pretrain.temperature, projection=config.pretrain.projection
+        )
+    with seeded(seed, "fine-tuning head"):
+        finetune = FinetuneHead(encoder, max(1, len(cohort.train.label_names)))
+    return Model(encoder, simclr, augmenter, FeatureModuleProblem(simclr, finetune, hyper=augmenter))

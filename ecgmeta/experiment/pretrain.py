@@ -1,0 +1,218 @@
+"""Pre-training of one arm: the engine's loop, driven step by step, with logs, checkpoints and clean stops."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ecgmeta.augment import LearnedWarp, paper_static
+from ecgmeta.bilevel import Adam, Identity, MetaState, Neumann, Report, Schedule, Solver, Unroll, meta_train
+from ecgmeta.experiment.batches import SimCLRBatches
+from ecgmeta.experiment.cohort import Cohort
+from ecgmeta.experiment.config import Experiment
+from ecgmeta.experiment.model import Model, build
+from ecgmeta.experiment.run import Run
+from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.files import MetricLog, load_checkpoint, save_checkpoint
+from ecgmeta.runtime.pretrained import check_weights
+from ecgmeta.runtime.progress import Report as Progress
+from ecgmeta.runtime.progress import say
+from ecgmeta.runtime.signals import stop_between_steps
+
+
+@dataclass
+class _Training:
+    """What the loop below works on."""
+
+    model: Model
+    batches: SimCLRBatches
+    state: MetaState
+    schedule: Schedule
+    unroll: Unroll
+    inverse: Solver
+
+
+def pretrain(run: Run, cohort: Cohort, device: torch.device, progress: Progress) -> None:
+    """Pre-train ``run``'s arm from where it stands to its end; writes ``encoder/`` and ``augmenter/`` last.
+
+    Raises:
+        InputError: labels that cannot guide pre-training; a checkpoint of another architecture.
+        Stopped: SIGINT or SIGTERM came; the checkpoint holds the last finished step.
+        FloatingPointError: the loss is not finite.
+    """
+    if run.pretrained:
+        return
+    config = run.config
+    training = _prepare(config, cohort, device)
+    seconds = _resume(run, training, device)
+    if training.model.augmenter is not None and training.state.step == 0:
+        training.model.augmenter.save_pretrained(run.augmenter_before)
+    _note_data(run, cohort)
+    log = MetricLog(run.metrics, training.state.step)
+    total = training.schedule.steps
+    start = time.perf_counter() - seconds
+    loop = meta_train(
+        training.model.problem,
+        training.state,
+        training.batches,
+        schedule=training.schedule,
+        unroll=training.unroll,
+        inverse=training.inverse,
+        clip=config.meta.clip or None,
+        on_failure="raise" if config.meta.on_failure == "raise" else "skip",
+    )
+    last_norm = ""
+    try:
+        with stop_between_steps() as stop:
+            for report in loop:
+                done = report.step + 1
+                if report.hyper is not None:
+                    last_norm = f", |hypergradient| {report.diagnostics['norm']:.2g}"
+                if report.hyper is not None or done % config.pretrain.log_every == 0 or done in (1, total):
+                    log.write(report.step, **_logged(report, training, time.perf_counter() - start))
+                if done % config.pretrain.checkpoint_every == 0 or done == total or stop.number is not None:
+                    _save(run, training, time.perf_counter() - start)
+                progress(done, total, f"pre-training {run.arm}: loss {report.pretrain_loss:.3f}{last_norm}")
+                if done < total:
+                    stop.check()
+    finally:
+        log.close()
+    if training.model.augmenter is not None:
+        training.model.augmenter.save_pretrained(run.augmenter)
+    training.model.encoder.eval().save_pretrained(run.encoder)
+
+
+def _prepare(config: Experiment, cohort: Cohort, device: torch.device) -> _Training:
+    arm = config.pretrain.arm
+    model = build(config, cohort, arm)
+    model.simclr.to(device)
+    train, validation = None, None
+    if arm == "meta":
+        rows = cohort.labelled(config.meta.labels, config.seed)
+        if len(rows) < config.meta.labels:
+            say(
+                f"meta.labels: {config.meta.labels} asked for, {len(rows)} labelled recordings are there: using all"
+            )
+        train, validation = cohort.split(rows, config.seed)
+        _check_metaft(train.labels, validation.labels, cohort.train.label_names)
+    batches = SimCLRBatches(
+        cohort.pretrain,
+        train,
+        validation,
+        static=paper_static(config.augment.crop, config.augment.noise),
+        augmenter=model.augmenter,
+        batch_size=config.pretrain.batch_size,
+        hyper_batch_size=config.meta.hyper_batch_size or config.pretrain.batch_size,
+        label_batch_size=config.meta.batch_size,
+        seed=config.seed,
+        device=device,
+    )
+    if batches.batch_size < config.pretrain.batch_size:
+        say(
+            f"pretrain.batch_size: {config.pretrain.batch_size} asked for, {batches.batch_size} recordings are there"
+        )
+    steps = batches.steps(config.pretrain.epochs)
+    schedule = Schedule(
+        steps=min(steps, config.pretrain.max_steps or steps),
+        period=config.meta.period if arm == "meta" else 0,
+        warmup=batches.steps(config.meta.warmup_epochs),
+    )
+    problem = model.problem
+    state = MetaState(
+        theta=problem.theta,
+        phi=problem.phi,
+        psi={name: value.detach().to(device) for name, value in problem.psi.items()},
+        theta_optimizer=torch.optim.Adam(problem.theta.values(), lr=config.pretrain.lr),
+        phi_optimizer=_phi_optimizer(config, model.augmenter) if arm == "meta" else None,
+    )
+    inverse: Solver = Identity(config.meta.step_size)
+    if config.meta.inverse == "neumann":
+        inverse = Neumann(config.meta.terms, config.meta.step_size, config.meta.damping)
+    return _Training(
+        model, batches, state, schedule, Unroll(config.meta.unroll, Adam(config.meta.head_lr)), inverse
+    )
+
+
+def _phi_optimizer(config: Experiment, augmenter: LearnedWarp | None) -> torch.optim.Optimizer:
+    if augmenter is None:
+        raise ValueError("the meta arm has an augmenter")
+    rest = [p for p in augmenter.parameters() if p is not augmenter.global_magnitude]
+    groups = [
+        {"params": rest, "lr": config.meta.lr},
+        {"params": [augmenter.global_magnitude], "lr": config.meta.magnitude_lr},
+    ]
+    return torch.optim.Adam(groups, eps=config.meta.eps)
+
+
+def _check_metaft(train: np.ndarray, validation: np.ndarray, names: tuple[str, ...]) -> None:
+    """A label with one class teaches φ nothing: named where some are so, refused where all are."""
+    both = np.concatenate([train, validation])
+    one_class = [name for name, column in zip(names, both.T, strict=True) if column.min() == column.max()]
+    if len(one_class) == len(names):
+        raise InputError(
+            "MetaFT labels", "classes", "one class only in every label", "records with and without a label"
+        )
+    if one_class:
+        say(
+            f"MetaFT labels: one class only in {', '.join(one_class)}: these labels cannot guide pre-training"
+        )
+
+
+def _resume(run: Run, training: _Training, device: torch.device) -> float:
+    """Load ``last.ckpt`` where it exists; returns the seconds already spent."""
+    if not run.checkpoint.exists():
+        return 0.0
+    saved = load_checkpoint(run.checkpoint, device)
+    missing = {"meta", "model", "seconds"} - set(saved)
+    if missing:
+        raise InputError(
+            run.checkpoint, "content", f"no {sorted(missing)[0]!r}", "a checkpoint of `ecgmeta pretrain`"
+        )
+    check_weights(
+        training.model.simclr, {name: tuple(v.shape) for name, v in saved["model"].items()}, run.checkpoint
+    )
+    training.model.simclr.load_state_dict(saved["model"])
+    try:
+        training.state.load_state_dict(saved["meta"])
+    except ValueError as error:
+        raise InputError(run.checkpoint, "state", error, "a checkpoint of the same configuration") from error
+    say(f"pre-training {run.arm}: going on from step {training.state.step} of {training.schedule.steps}")
+    return saved["seconds"]
+
+
+def _save(run: Run, training: _Training, seconds: float) -> None:
+    # The module's state has θ and φ too, but only it has the running statistics.
+    state = {
+        "meta": training.state.state_dict(),
+        "model": training.model.simclr.state_dict(),
+        "seconds": seconds,
+    }
+    save_checkpoint(run.checkpoint, state)
+
+
+def _logged(report: Report, training: _Training, seconds: float) -> dict[str, Any]:
+    values: dict[str, Any] = {"pretrain_loss": report.pretrain_loss, "seconds": seconds}
+    values["epoch"] = (report.step + 1) / training.batches.steps_per_epoch
+    if report.head_loss is not None:
+        values["head_loss"] = report.head_loss
+    if report.hyper is not None:
+        values["hyper"] = report.diagnostics
+        values["skipped"] = report.skipped
+    if training.model.augmenter is not None:
+        values["global_magnitude"] = float(training.model.augmenter.global_magnitude.detach())
+    return values
+
+
+def _note_data(run: Run, cohort: Cohort) -> None:
+    """Which recordings this run has seen: what a later evaluation compares its test set with."""
+    if "data" in run.info:
+        return
+    used = {"pretrain": sorted(set(cohort.pretrain.meta["patient"]))}
+    if run.arm == "meta":
+        rows = cohort.labelled(run.config.meta.labels, run.config.seed)
+        used["metaft"] = sorted(set(cohort.train.subset(rows).meta["patient"]))
+    run.note(data=used, skipped=cohort.skipped)

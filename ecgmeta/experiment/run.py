@@ -1,0 +1,132 @@
+"""A run is a folder. This is the one place that knows what stands where in it."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ecgmeta._version import __version__
+from ecgmeta.experiment.config import Experiment, check
+from ecgmeta.runtime.config import difference, load_config, to_yaml
+from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.files import read_json, write_json, write_text
+
+# Keys that do not change what pre-training computes: a run may be taken up again with others.
+_FREE = (
+    "through",
+    "data.root",
+    "data.cache",
+    "pretrain.checkpoint_every",
+    "finetune.",
+    "evaluate.",
+    "baselines",
+    "compare",
+)
+
+
+class Run:
+    """One pre-training run, and what was done with its encoder.
+
+    ``config.yaml`` · ``run.json`` (command, versions, data) · ``metrics.jsonl`` · ``last.ckpt`` · ``encoder/`` ·
+    ``augmenter/`` (meta and simclr_warp) · ``augmenter_before/`` · ``compare/ARM/`` (runs of the other arms) ·
+    ``finetune/*.npz, *.json`` (one pair a cell) · ``results.json`` · ``report.html``.
+    """
+
+    def __init__(self, folder: Path, config: Experiment) -> None:
+        self.folder, self.config = folder, config
+        self.checkpoint = folder / "last.ckpt"
+        self.metrics = folder / "metrics.jsonl"
+        self.encoder = folder / "encoder"
+        self.augmenter = folder / "augmenter"
+        self.augmenter_before = folder / "augmenter_before"
+        self.cells = folder / "finetune"
+        self.results = folder / "results.json"
+        self.report = folder / "report.html"
+
+    @classmethod
+    def create(cls, folder: Path, config: Experiment) -> Run:
+        """A new run, or the one that stands there, if it was started with the same configuration.
+
+        Raises:
+            InputError: another run stands there, or something that is no run.
+        """
+        run = cls(folder, config)
+        if (folder / "config.yaml").is_file():
+            for key, old, new in difference(cls.open(folder).config, config):
+                if not key.startswith(_FREE):
+                    raise InputError(
+                        folder,
+                        key,
+                        f"a run with {old!r}",
+                        f"{new!r}; choose another --out, or the run's value",
+                    )
+        elif folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir()):
+            raise InputError(
+                folder, "run folder", "other files", "an empty or new folder, or a run to go on with"
+            )
+        elif folder.exists() and not folder.is_dir():
+            raise InputError(folder, "run folder", "a file", "a folder")
+        write_text(folder / "config.yaml", to_yaml(config))
+        if not (folder / "run.json").exists():
+            write_json(folder / "run.json", environment())
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """The run in ``folder``.
+
+        Raises:
+            InputError: there is none, or its configuration is broken.
+        """
+        file = folder / "config.yaml"
+        if not file.is_file():
+            raise InputError(folder, "config.yaml", "no such file", "a run folder made by `ecgmeta pretrain`")
+        config = load_config(Experiment, file)
+        check(config)
+        return cls(folder, config)
+
+    @property
+    def arm(self) -> str:
+        return self.config.pretrain.arm
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether pre-training has ended: its encoder is the last thing it writes."""
+        return (self.encoder / "model.safetensors").is_file()
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return read_json(self.folder / "run.json")
+
+    def note(self, **values: Any) -> None:
+        """Add to ``run.json``."""
+        write_json(self.folder / "run.json", {**self.info, **values})
+
+    def other(self, arm: str) -> Run:
+        """The run of another arm beside this one."""
+        config = replace(self.config, pretrain=replace(self.config.pretrain, arm=arm), compare=[])
+        return Run.create(self.folder / "compare" / arm, config)
+
+    def arms(self) -> dict[str, Run]:
+        """This run and those beside it, by arm; the ones that have ended."""
+        folders = [f for f in sorted((self.folder / "compare").glob("*")) if (f / "config.yaml").is_file()]
+        runs = [self, *map(Run.open, folders)]
+        return {run.arm: run for run in runs if run.pretrained}
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to repeat a run."""
+    import torch
+
+    return {
+        "command": shlex.join(["ecgmeta", *sys.argv[1:]]),
+        "ecgmeta": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,174 @@
+"""Windows: rates, lengths, gaps, bad leads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ecgmeta.data.leads import STANDARD_LEADS, canonical, limb_errors
+from ecgmeta.data.preprocess import Preprocess, Window, fill_gaps, resample
+from ecgmeta.data.records import Record
+from ecgmeta.runtime.errors import InputError
+
+
+def sines(fs: float, seconds: float, offset: float = 0.0) -> Record:
+    """Twelve leads of sines at 1 to 12 Hz, 1 mV, on an offset."""
+    t = np.arange(round(fs * seconds)) / fs
+    x = np.sin(2 * np.pi * np.arange(1, 13)[:, None] * t) + offset
+    return Record("r", x.astype(np.float32), fs, STANDARD_LEADS)
+
+
+def windows(how: Preprocess, record: Record) -> list[Window]:
+    found = list(how.apply(record))
+    assert all(isinstance(window, Window) for window in found)
+    return [window for window in found if isinstance(window, Window)]
+
+
+def refusal(how: Preprocess, record: Record) -> str:
+    found = list(how.apply(record))[0]
+    assert isinstance(found, InputError)
+    return str(found)
+
+
+@pytest.mark.parametrize("fs", [100, 250, 257, 360, 400, 500, 1000])
+def test_resampling_keeps_a_sine_and_makes_no_transient_at_an_offset(fs: float) -> None:
+    (window,) = windows(Preprocess(fs=100), sines(fs, 10.0, offset=3.0))
+    expected = sines(100, 10.0, offset=3.0).signal
+    assert window.signal.shape == (12, 1000)
+    assert window.valid == 1000
+    # A wrong rate by 0.1 % would be off by 0.7 mV at the end of the 12 Hz lead; edges see a sine cut off.
+    np.testing.assert_allclose(window.signal[:, 30:-30], expected[:, 30:-30], atol=0.02)
+    assert np.abs(window.signal - expected).max() < 0.35
+
+
+def test_a_constant_slope_is_resampled_exactly() -> None:
+    ramp = np.linspace(-3, 5, 5000, dtype=np.float32)[None]
+    np.testing.assert_allclose(resample(ramp, 500, 100)[0], ramp[0, ::5], atol=1e-4)
+
+
+@given(fs=st.sampled_from([100.0, 125.0, 257.0, 360.0, 499.97, 1000.0]), seconds=st.floats(1, 25), all_=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_every_length_gives_windows_of_exactly_one_length(fs: float, seconds: float, all_: bool) -> None:
+    how = Preprocess(fs=100, duration=5.0, windows="all" if all_ else "first")
+    found = windows(how, sines(fs, seconds))
+    assert {window.signal.shape for window in found} == {(12, 500)}
+    assert len(found) == (max(1, int(seconds / 5.0 + 0.002)) if all_ else 1)
+    valid = found[0].valid
+    assert abs(valid - min(500, seconds * 100)) <= 2
+    assert not found[0].signal[:, valid:].any()
+    if len(found) > 1:
+        assert all(window.valid == 500 for window in found)
+
+
+def test_the_second_window_starts_where_the_first_ends() -> None:
+    record = sines(500, 20.0)
+    first, second = windows(Preprocess(fs=100, windows="all"), record)
+    np.testing.assert_allclose(
+        np.concatenate([first.signal, second.signal], axis=1), resample(record.signal, 500, 100), atol=1e-6
+    )
+
+
+def test_a_short_record_is_padded_or_refused() -> None:
+    record = sines(100, 4.0)
+    (padded,) = windows(Preprocess(), record)
+    assert padded.valid == 400
+    assert not padded.signal[:, 400:].any()
+    for short in ("drop", "raise"):
+        message = refusal(replace(Preprocess(), short=short), record)
+        assert message == "r: length: found 4 s, expected at least 10 s"
+
+
+def test_leads_come_by_name_whatever_case_and_order() -> None:
+    record = sines(100, 10.0)
+    order = np.random.default_rng(0).permutation(12)
+    shuffled = Record("r", record.signal[order], 100.0, tuple(STANDARD_LEADS[i].upper() for i in order))
+    (window,) = windows(Preprocess(), shuffled)
+    np.testing.assert_array_equal(window.signal, record.signal)
+    (two,) = windows(Preprocess(leads=("v2", "AVF")), shuffled)
+    np.testing.assert_array_equal(two.signal, record.signal[[7, 5]])
+    assert canonical(" AVr ") == "aVR"
+
+
+@pytest.mark.parametrize("kind", ["flat", "nan", "gap", "missing", "infinite"])
+def test_a_bad_lead_is_refused_by_name_or_zeroed_and_listed(kind: str) -> None:
+    record = sines(100, 10.0)
+    signal, leads = record.signal.copy(), list(STANDARD_LEADS)
+    expected = {
+        "flat": "the constant 0.25 mV (flat)",
+        "nan": "no sample (NaN throughout)",
+        "gap": "30 missing samples (NaN)",
+        "missing": "only I, II",
+        "infinite": "no sample",
+    }[kind]
+    if kind == "missing":
+        leads[7] = "X"
+    else:
+        signal[7, slice(100, 130) if kind == "gap" else slice(None)] = {"flat": 0.25, "infinite": np.inf}.get(kind, np.nan)
+    bad = Record("r", signal, 100.0, tuple(leads))
+    message = refusal(Preprocess(), bad)
+    assert message.startswith(f"r: lead V2: found {expected}")
+    (window,) = windows(Preprocess(bad_leads="zero"), bad)
+    assert window.bad_leads == ("V2",)
+    assert not window.signal[7].any()
+    np.testing.assert_array_equal(np.delete(window.signal, 7, 0), np.delete(record.signal, 7, 0))
+
+
+def test_a_record_without_one_good_lead_is_always_refused() -> None:
+    record = Record("r", np.zeros((12, 1000), dtype=np.float32), 100.0, STANDARD_LEADS)
+    assert "flat" in refusal(Preprocess(bad_leads="zero"), record)
+
+
+def test_two_signals_of_one_name_are_an_error() -> None:
+    record = Record("r", np.zeros((2, 1000), dtype=np.float32), 100.0, ("I", "i"))
+    with pytest.raises(InputError, match="2 signals of that name"):
+        list(Preprocess(leads=("I",)).apply(record))
+
+
+def test_short_gaps_are_interpolated_and_long_ones_marked() -> None:
+    signal = np.tile(np.arange(100, dtype=np.float32), (2, 1))
+    holed = signal.copy()
+    holed[0, 10:14] = np.nan
+    holed[0, :3] = np.nan
+    holed[1, 50:60] = np.nan
+    filled, marked = fill_gaps(holed, 4)
+    np.testing.assert_allclose(filled[0, 3:], signal[0, 3:])
+    np.testing.assert_array_equal(filled[0, :3], 3)
+    assert marked[1, 50:60].all()
+    assert marked.sum() == 10
+    assert np.isnan(holed[0, 10])
+
+
+def test_settings_out_of_range_name_themselves() -> None:
+    bad: list[tuple[str, object]] = [
+        ("fs", 0),
+        ("duration", float("nan")),
+        ("windows", "some"),
+        ("short", "cut"),
+        ("bad_leads", "keep"),
+        ("leads", ()),
+        ("leads", ("I", "i")),
+        ("max_gap", -1),
+    ]
+    for field, value in bad:
+        with pytest.raises(InputError, match=field):
+            Preprocess(**{field: value})  # type: ignore[arg-type]
+
+
+def test_description_gives_the_same_object_back() -> None:
+    how = Preprocess(fs=250, leads=("I", "V5"), bad_leads="zero")
+    assert Preprocess(**how.to_dict()) == how
+
+
+def test_limb_errors_find_a_swap() -> None:
+    rng = np.random.default_rng(0)
+    one, two = rng.standard_normal((2, 3, 200))
+    x = np.stack([one, two, two - one, -(one + two) / 2, one - two / 2, two - one / 2], axis=1)
+    leads = STANDARD_LEADS[:6]
+    np.testing.assert_allclose(limb_errors(x, leads), 0, atol=1e-12)
+    assert (limb_errors(x[:, [0, 1, 2, 3, 5, 4]], leads)[:, 2:] > 0.1).all()
+    with pytest.raises(InputError, match="leads"):
+        limb_errors(x[:, :3], leads[:3])

@@ -1,0 +1,144 @@
+"""The direct reader against wfdb on every real file, and what broken files end in."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_helpers import sound_ecg, write_record
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ecgmeta.data.records import read_header, read_record
+from ecgmeta.runtime.errors import InputError
+
+
+def real_records(root: Path) -> list[Path]:
+    folders = ("cinc2021", "ludb/data", "ptbxl_fixture", "mitdb", "cinc2017", "nstdb")
+    return sorted(path for folder in folders for path in (root / folder).rglob("*.hea"))
+
+
+@pytest.mark.slow
+def test_equals_wfdb_on_every_real_record(real_data: Path) -> None:
+    import wfdb
+
+    paths = real_records(real_data)
+    assert len(paths) > 300
+    for path in paths:
+        if path.stem == "100":
+            continue  # half an hour of format 212, read below
+        found = read_record(path)
+        expected, fields = wfdb.rdsamp(str(path.with_suffix("")))
+        np.testing.assert_array_equal(found.signal, expected.T.astype(np.float32), err_msg=str(path))
+        assert found.fs == fields["fs"]
+        assert list(found.leads) == fields["sig_name"]
+
+
+def test_direct_reader_equals_wfdb_where_gains_and_offsets_are_odd(real_data: Path) -> None:
+    for name in ("ludb/data/1", "cinc2021/mixed/E07500", "cinc2021/cpsc/A0001"):
+        direct, slow = (read_record(real_data / name, method=method) for method in ("direct", "wfdb"))
+        np.testing.assert_array_equal(direct.signal, slow.signal)
+
+
+def test_other_formats_go_through_wfdb(real_data: Path) -> None:
+    import wfdb
+
+    found = read_record(real_data / "mitdb/100")
+    expected, _ = wfdb.rdsamp(str(real_data / "mitdb/100"))
+    np.testing.assert_array_equal(found.signal, expected.T.astype(np.float32))
+    assert found.leads == ("MLII", "V5")
+    with pytest.raises(InputError, match=r"format: found \[212\]"):
+        read_record(real_data / "mitdb/100", method="direct")
+
+
+def test_units_become_millivolts_and_the_reserved_value_nan(tmp_path: Path) -> None:
+    digital = sound_ecg(1.0)
+    digital[3, 7] = -32768
+    for gain, factor in (("1000/mV", 1e3), ("1/uV", 1e3), ("1000000/V", 1e3), ("500(10)/mV", 5e2)):
+        found = read_record(write_record(tmp_path / "r", digital, gain=gain)).signal
+        expected = (digital - (10.0 if "(" in gain else 0.0)) / factor
+        expected[3, 7] = np.nan
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_override_of_the_gain_ignores_the_header(tmp_path: Path) -> None:
+    digital = sound_ecg(1.0)
+    found = read_record(write_record(tmp_path / "r", digital, gain="777(3)/furlong"), units_per_mv=1000)
+    np.testing.assert_array_equal(found.signal, (digital / 1000).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("R.dat 16", "gone.dat 16", "signal file: found gone.dat, which does not exist"),
+        ("1000/mV", "1000/mmHg", "units of signal I: found 'mmHg'"),
+        ("1000/mV", "minus/mV", "gain: found 'minus/mV'"),
+        ("R 12 500", "R 13 500", "signal lines: found 12, expected 13"),
+        ("R 12 500", "R 12 0", "sampling frequency: found '0'"),
+        ("R 12 500", "R twelve 500", "record line"),
+        ("500 5000", "500 4000", "size: found 120000 bytes, expected 96000"),
+        ("R.dat 16 ", "../R.dat 16 ", "plain file name"),
+        (" 16 0 ", " 16 zero ", "integers in fields 4 to 8"),
+        ("R.dat 16 ", "R.dat 999 ", "a record wfdb can read"),
+    ],
+)
+def test_a_broken_header_is_one_line_that_names_the_field(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    path = write_record(tmp_path / "R", sound_ecg())
+    header = path.with_name("R.hea")
+    header.write_text(header.read_text().replace(old, new))
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        read_record(path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_truncated_changed_and_missing_files(tmp_path: Path) -> None:
+    path = write_record(tmp_path / "R", sound_ecg())
+    data = path.with_name("R.dat")
+    whole = data.read_bytes()
+    data.write_bytes(whole[:-2])
+    with pytest.raises(InputError, match="size: found 119998 bytes, expected 120000"):
+        read_record(path)
+    data.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+    with pytest.raises(InputError, match="checksum of signal"):
+        read_record(path)
+    assert read_record(path, checksum=False).signal.shape == (12, 5000)
+    data.unlink()
+    data.mkdir()
+    with pytest.raises(InputError):
+        read_record(path)
+    with pytest.raises(InputError, match="no such file"):
+        read_header(tmp_path / "nothing")
+
+
+ORIGINAL = sound_ecg(0.5, seed=3)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(part=st.sampled_from([".hea", ".dat"]), at=st.floats(0, 1), cut=st.integers(0, 6), put=st.binary(max_size=6))
+def test_mutated_files_end_in_an_input_error_or_the_right_numbers(
+    tmp_path: Path, part: str, at: float, cut: int, put: bytes
+) -> None:
+    path = write_record(tmp_path / "R", ORIGINAL)
+    file = path.with_name("R" + part)
+    whole = file.read_bytes()
+    start = int(at * len(whole))
+    file.write_bytes(whole[:start] + put + whole[start + cut :])
+    try:
+        found = read_record(path)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    assert found.signal.dtype == np.float32
+    if part == ".dat":  # the checksums leave only an untouched file
+        np.testing.assert_array_equal(found.signal, (ORIGINAL / 1000).astype(np.float32))
+    else:  # a header may rightly say another gain, never other samples
+        scale = found.signal.astype(float).std(axis=1)
+        shape = (found.signal - found.signal.mean(axis=1, keepdims=True)) / scale[:, None]
+        expected = ORIGINAL / 1000
+        expected = (expected - expected.mean(axis=1, keepdims=True)) / expected.std(axis=1, keepdims=True)
+        np.testing.assert_allclose(shape, expected, atol=2e-2)
