@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import numpy as np
@@ -129,9 +129,8 @@ def write_signals(
         for window in windows:
             signal = window.signal
             if dtype.kind == "i" and np.abs(signal).max() > LARGEST_MV:
-                _widen(path, start, units, shape)
+                _widen(file, start, units, shape)
                 dtype = np.dtype("<f4")
-                file.seek(0, os.SEEK_END)
             scale = _units(signal) if dtype.kind == "i" else np.ones(shape[0], dtype=np.float32)
             values = np.rint(signal * scale[:, None]) if dtype.kind == "i" else signal
             file.write(np.ascontiguousarray(values, dtype=dtype).tobytes())
@@ -150,17 +149,18 @@ def _units(signal: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(whole | (peaks == 0), 1000, 32767 / np.maximum(peaks, 1e-9)).astype(np.float32)
 
 
-def _widen(path: Path, start: int, units: list[NDArray[np.float32]], shape: tuple[int, int]) -> None:
-    """Turn what has been written so far from int16 into float32 millivolts, in place, last record first."""
+def _widen(file: BinaryIO, start: int, units: list[NDArray[np.float32]], shape: tuple[int, int]) -> None:
+    """Turn what has been written so far from int16 into float32 millivolts, in place, last record first; `file` is left
+    at its end."""
     size = shape[0] * shape[1]
-    with path.open("r+b") as file:
-        for number in range(len(units) - 1, -1, -1):
-            file.seek(start + 2 * size * number)
-            stored = np.frombuffer(file.read(2 * size), dtype="<i2").reshape(shape)
-            values = (stored / units[number][:, None]).astype("<f4")
-            file.seek(start + 4 * size * number)
-            file.write(values.tobytes())
-            units[number] = np.ones(shape[0], dtype=np.float32)
+    for number in range(len(units) - 1, -1, -1):
+        file.seek(start + 2 * size * number)
+        stored = np.frombuffer(file.read(2 * size), dtype="<i2").reshape(shape)
+        values = (stored / units[number][:, None]).astype("<f4")
+        file.seek(start + 4 * size * number)
+        file.write(values.tobytes())
+        units[number] = np.ones(shape[0], dtype=np.float32)
+    file.seek(start + 4 * size * len(units))
 
 
 def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:

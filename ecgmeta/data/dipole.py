@@ -112,9 +112,9 @@ def premature_waves(waves: Waves) -> Waves:
     direction = np.array([0.75, -0.45, 0.5], dtype=np.float32)
     first = (0.4 * main + size * direction).astype(np.float32)
     vector = np.stack([first, -0.3 * first, -0.35 * first], axis=1)
-    times = np.broadcast_to(np.float32([0.01, 0.075, 0.0]), (len(main), 3)).copy()
+    times = np.broadcast_to(np.array([0.01, 0.075, 0.0], dtype=np.float32), (len(main), 3)).copy()
     times[:, 2] = t_centre + 0.05
-    widths = np.broadcast_to(np.float32([0.026, 0.026, 0.065]), (len(main), 3)).copy()
+    widths = np.broadcast_to(np.array([0.026, 0.026, 0.065], dtype=np.float32), (len(main), 3)).copy()
     return Waves(vector, times, widths, widths.copy())
 
 

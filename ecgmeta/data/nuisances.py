@@ -7,8 +7,9 @@ identities survive it. Each kind has its own random stream: switching one off le
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -84,7 +85,7 @@ class Nuisances:
     @classmethod
     def none(cls) -> Nuisances:
         """A cohort without any nuisance."""
-        return cls(**dict.fromkeys(KINDS, None))
+        return cls(**_off(KINDS))
 
     @classmethod
     def only(cls, *kinds: str) -> Nuisances:
@@ -96,7 +97,11 @@ class Nuisances:
         for kind in kinds:
             if kind not in KINDS:
                 raise InputError("Nuisances", "only", kind, "one of " + ", ".join(KINDS))
-        return cls(**{kind: None for kind in KINDS if kind not in kinds})
+        return cls(**_off([kind for kind in KINDS if kind not in kinds]))
+
+
+def _off(kinds: Iterable[str]) -> dict[str, Any]:
+    return dict.fromkeys(kinds)
 
 
 KINDS = tuple(field.name for field in fields(Nuisances) if field.name != "powerline_hz")

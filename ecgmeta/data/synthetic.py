@@ -8,8 +8,8 @@ The hearts are in ``physiology``, their projection in ``dipole``, what spoils th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,7 @@ from ecgmeta.runtime.errors import InputError
 __all__ = ["CLASSES", "LEADS", "Level", "Nuisances", "Rhythm", "SyntheticCohort", "simulate"]
 
 BLOCK = 64  # records made together; a cohort is a prefix of any longer one because blocks do not know of n
-# Streams of one block. Names, not positions, would be as good; positions must never be reused for another draw.
+# Streams of one block: renumbering one changes every cohort.
 _HEARTS, _PATIENTS, _BEATS, _ATRIA, _NUISANCES = 0, 1, 2, 3, 10
 
 TRUTH = ("heart_rate", "rhythm", "ectopy", "territory", "branch") + tuple(
@@ -94,31 +94,57 @@ def _draw_levels(
     return levels
 
 
-def _simulate_block(
-    block: int,
-    fs: float,
-    duration: float,
-    seed: int,
-    prevalence: Mapping[str, float],
-    severity: float,
-    nuisances: Nuisances,
-    rhythm: Rhythm,
-    repeat_share: float,
-) -> tuple[Floats, Floats, pd.DataFrame]:
+@dataclass(frozen=True)
+class _Cohort:
+    """The checked arguments of :func:`simulate` that every block needs."""
+
+    fs: float
+    duration: float
+    seed: int
+    prevalence: Mapping[str, float]
+    severity: float
+    nuisances: Nuisances
+    rhythm: Rhythm
+    repeat_share: float
+
+    def __post_init__(self) -> None:
+        check_prevalence(self.prevalence)
+        _within("fs", self.fs, 50.0, 2000.0, "Hz")
+        # Time is float32 inside: 10 minutes keep it finer than 0.1 ms.
+        _within("duration", self.duration, 1.0, 600.0, "s")
+        _within("severity", self.severity, 0.0, 3.0, "times the default")
+        _within("repeat_share", self.repeat_share, 0.0, 0.5, "of the records")
+        _whole("seed", self.seed, 0)
+
+
+def _within(field: str, value: float, low: float, high: float, unit: str) -> None:
+    if not low <= value <= high:  # also refuses NaN
+        raise InputError("SyntheticCohort", field, value, f"{low:g} to {high:g} {unit}")
+
+
+def _whole(field: str, value: int, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+        raise InputError("SyntheticCohort", field, value, f"a whole number, {low} or more")
+
+
+def _simulate_block(block: int, cohort: _Cohort) -> tuple[Floats, Floats, pd.DataFrame]:
+    """``BLOCK`` records, whatever the size of the cohort: signals, labels, meta as in :func:`simulate`."""
+    fs, duration, seed = cohort.fs, cohort.duration, cohort.seed
     samples = round(fs * duration)
     streams = {kind: _stream(seed, block, _NUISANCES + index) for index, kind in enumerate(KINDS)}
-    subject, patient, fold = _patients(block, repeat_share, _stream(seed, block, _PATIENTS))
-    hearts = draw_hearts(BLOCK, prevalence, severity, _stream(seed, block, _HEARTS)).take(subject)
+    subject, patient, fold = _patients(block, cohort.repeat_share, _stream(seed, block, _PATIENTS))
+    subjects = draw_hearts(BLOCK, cohort.prevalence, cohort.severity, _stream(seed, block, _HEARTS))
+    hearts = subjects.take(subject)
     beat_stream = _stream(seed, block, _BEATS)
     today = hearts.interval * np.exp(
         0.06 * beat_stream.standard_normal(BLOCK)
     )  # a second visit, another rate
-    beats, fibrillating = draw_beats(today, duration, rhythm, beat_stream)
+    beats, fibrillating = draw_beats(today, duration, cohort.rhythm, beat_stream)
     atria = fibrillate(hearts.waves, fibrillating, samples, fs, _stream(seed, block, _ATRIA))
-    levels = _draw_levels(nuisances, fs, streams)
+    levels = _draw_levels(cohort.nuisances, fs, streams)
     clock = warped_clock(levels["warp"], samples, fs, streams["warp"])
     vcg = vectorcardiogram(hearts.waves, beats, clock, fs) + atria
-    signals = twelve_leads(_spoil(vcg, levels, nuisances, fs, streams))
+    signals = twelve_leads(_spoil(vcg, levels, cohort.nuisances, fs, streams))
     meta = _meta(block, hearts, patient, fold, fs, samples)
     meta["heart_rate"] = mean_rate(beats, duration)
     meta["rhythm"] = np.where(fibrillating, "fibrillation", "sinus")
@@ -153,20 +179,6 @@ def _meta(
     for index, name in enumerate(ILLNESSES):
         frame[f"effect_{name}"] = hearts.effect[:, index]
     return frame
-
-
-def _check(n: int, fs: float, duration: float, severity: float, repeat_share: float) -> None:
-    where = "SyntheticCohort"
-    if n < 1:
-        raise InputError(where, "n", n, "at least 1 record")
-    if not (math.isfinite(fs) and 50.0 <= fs <= 2000.0):
-        raise InputError(where, "fs", fs, "a sampling rate of 50 to 2000 Hz")
-    if not (math.isfinite(duration) and 1.0 <= duration <= 3600.0):
-        raise InputError(where, "duration", duration, "1 to 3600 s")
-    if not (math.isfinite(severity) and 0.0 <= severity <= 3.0):
-        raise InputError(where, "severity", severity, "a factor in [0, 3]")
-    if not 0.0 <= repeat_share <= 0.5:
-        raise InputError(where, "repeat_share", repeat_share, "a share in [0, 0.5]")
 
 
 def simulate(
@@ -205,15 +217,13 @@ def simulate(
     Raises:
         InputError: an argument is out of its range.
     """
-    _check(n, fs, duration, severity, repeat_share)
-    check_prevalence(prevalence)
+    _whole("n", n, 1)
     nuisances, rhythm = nuisances or Nuisances(), rhythm or Rhythm()
+    cohort = _Cohort(fs, duration, seed, prevalence, severity, nuisances, rhythm, repeat_share)
     signals = np.empty((n, len(LEADS), round(fs * duration)), dtype=np.float32)
     labels, frames = np.empty((n, len(CLASSES)), dtype=np.float32), []
     for block in range(-(-n // BLOCK)):
-        x, y, meta = _simulate_block(
-            block, fs, duration, seed, prevalence, severity, nuisances, rhythm, repeat_share
-        )
+        x, y, meta = _simulate_block(block, cohort)
         first = block * BLOCK
         keep = min(BLOCK, n - first)
         signals[first : first + keep], labels[first : first + keep] = x[:keep], y[:keep]

@@ -13,7 +13,6 @@ from ecgmeta.evaluation.checks import (
     both_classes,
     check_bootstrap,
     check_score_sets,
-    check_scores,
     check_targets,
     number_patients,
 )
@@ -47,12 +46,13 @@ class LabelScore:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one predictor on one set of records.
+    """Scores of one predictor, or the mean of several seeds', on one set of records.
 
     Attributes:
         macro_auroc: mean AUROC of the labels that have both classes.
         macro_interval: its patient-bootstrap interval.
         macro_ap: mean average precision of the same labels.
+        seeds: macro AUROC of each seed's scores; one where one array was given.
         labels: one entry a label, absent ones included (with NaN).
         absent: labels with one class only, left out of both means.
         n_records: number of records.
@@ -65,6 +65,7 @@ class Scores:
     macro_auroc: float
     macro_interval: Interval
     macro_ap: float
+    seeds: tuple[float, ...]
     labels: tuple[LabelScore, ...]
     absent: tuple[str, ...]
     n_records: int
@@ -128,7 +129,7 @@ class Difference:
 
 
 def multilabel_scores(
-    scores: npt.ArrayLike,
+    scores: npt.ArrayLike | Sequence[npt.ArrayLike],
     targets: npt.ArrayLike,
     label_names: Sequence[str],
     *,
@@ -143,7 +144,8 @@ def multilabel_scores(
     percentile bootstrap cannot see beyond the records it has.
 
     Args:
-        scores: (N, C) of any increasing function of the probability (logits will do).
+        scores: (N, C) of any increasing function of the probability (logits will do), or one such array a seed. Every
+            number is then the mean over seeds, and an interval says how that mean would move with other patients.
         targets: (N, C) of 0 and 1.
         label_names: C names, in the order of the columns.
         patients: patient of each record, (N,); without it each record counts as a patient, and the note says so.
@@ -155,20 +157,24 @@ def multilabel_scores(
         InputError: shapes that disagree, NaN scores, targets other than 0 and 1, or no label with both classes.
     """
     names, truth = tuple(label_names), check_targets(targets, label_names)
-    values = check_scores("scores", scores, truth.shape)
+    sets = check_score_sets("scores", scores, truth.shape)
     groups = number_patients(patients, len(truth))
     check_bootstrap(n_boot, level)
     scorable = both_classes(truth, names)
     columns = np.flatnonzero(scorable)
-    replicates = bootstrap_auroc([values[:, columns]], truth[:, columns], groups, n_boot, seed)[0]
-    by_column = dict(zip(columns.tolist(), replicates.T, strict=True))
+    replicates = bootstrap_auroc(
+        [values[:, columns] for values in sets], truth[:, columns], groups, n_boot, seed
+    )
+    by_column = dict(zip(columns.tolist(), replicates.mean(axis=0).T, strict=True))
     labels = tuple(
-        _label_score(name, values[:, c], truth[:, c], by_column.get(c), level) for c, name in enumerate(names)
+        _label_score(name, [values[:, c] for values in sets], truth[:, c], by_column.get(c), level)
+        for c, name in enumerate(names)
     )
     return Scores(
         macro_auroc=float(np.mean([labels[c].auroc for c in columns])),
-        macro_interval=percentile_interval(macro(replicates), level),
+        macro_interval=percentile_interval(macro(replicates).mean(axis=0), level),
         macro_ap=float(np.mean([labels[c].average_precision for c in columns])),
+        seeds=tuple(float(macro(label_auroc(values[:, columns], truth[:, columns]))) for values in sets),
         labels=labels,
         absent=tuple(name for name, both in zip(names, scorable, strict=True) if not both),
         n_records=len(truth),
@@ -236,16 +242,16 @@ def paired_difference(
 
 def _label_score(
     name: str,
-    score: npt.NDArray[np.float64],
+    scores: Sequence[npt.NDArray[np.float64]],
     target: npt.NDArray[np.int64],
     replicates: npt.NDArray[np.float64] | None,
     level: float,
 ) -> LabelScore:
-    """Score one label; `replicates` (B,) is None for a label with one class only."""
+    """Mean over seeds of one label's scores; `replicates` (B,) is None for a label with one class only."""
     positives, n = int(target.sum()), len(target)
     if replicates is None:
         return LabelScore(name, positives, n, _NAN, (_NAN, _NAN), _NAN, 0)
-    auroc, precision = _torchmetrics(score, target)
+    auroc, precision = np.mean([_torchmetrics(score, target) for score in scores], axis=0).tolist()
     dropped = int(np.isnan(replicates).sum())
     return LabelScore(name, positives, n, auroc, percentile_interval(replicates, level), precision, dropped)
 

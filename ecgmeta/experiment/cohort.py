@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ecgmeta.experiment.config import Data, Experiment
 from ecgmeta.runtime.errors import InputError
-from ecgmeta.runtime.progress import Report
+from ecgmeta.runtime.files import write_atomic, write_text
+from ecgmeta.runtime.progress import Report, progress_bar, say
 from ecgmeta.runtime.seeds import derive
 
 if TYPE_CHECKING:
@@ -156,3 +157,25 @@ def _notes(data: Data, groups: list[list[int]], skipped: list[str]) -> list[str]
     if skipped:
         notes.append(f"{len(skipped)} recordings were left out; the run folder lists why.")
     return notes
+
+
+def cache(path: Path, kind: str, folder: Path, fs: float, on_error: str) -> ECGDataset:
+    """Decode the recordings below ``path`` into ``folder``, as a run with the same settings will look for them."""
+    data = Data(root=str(path), fs=fs, cache=str(folder), on_error=on_error)
+    with progress_bar() as progress:
+        return _source(data, kind, True, progress)
+
+
+def synthesise(folder: Path, n: int, fs: float, seed: int) -> ECGDataset:
+    """Write the synthetic cohort: ``signals.npy`` (records, leads, samples) float32 mV, ``labels.csv``, ``meta.csv``."""
+    import pandas as pd
+
+    from ecgmeta.data import SyntheticCohort
+
+    say(f"simulating {n:,} recordings")
+    cohort = SyntheticCohort(n, fs=fs, seed=seed)
+    labels = pd.DataFrame(cohort.labels.astype(int), columns=list(cohort.label_names))
+    write_atomic(folder / "signals.npy", lambda file: np.save(file, cohort.signals))  # type: ignore[arg-type]
+    write_text(folder / "labels.csv", labels.to_csv(index=False))
+    write_text(folder / "meta.csv", cohort.meta.to_csv(index=False))
+    return cohort

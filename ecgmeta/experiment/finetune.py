@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from ecgmeta.encoders import ResNet1d
 from ecgmeta.experiment.cohort import Cohort
-from ecgmeta.experiment.config import Experiment
+from ecgmeta.experiment.config import ARMS, Experiment
 from ecgmeta.experiment.model import build_encoder
 from ecgmeta.experiment.run import Run
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.files import read_json, write_atomic, write_json
 from ecgmeta.runtime.progress import Report as Progress
-from ecgmeta.runtime.progress import say
 from ecgmeta.runtime.seeds import derive
 from ecgmeta.runtime.signals import stop_between_steps
 
@@ -74,7 +73,9 @@ def cells(config: Experiment, arms: list[str]) -> Iterator[Cell]:
     pairs += [(arm, _BASELINE_PROTOCOL[arm]) for arm in config.baselines]
     for labels in config.finetune.labels:
         for arm, protocol in pairs:
-            for seed in range(config.finetune.seeds):
+            # A linear probe on a given encoder is a convex problem: a second seed would be the same number again.
+            seeds = 1 if protocol == "linear" and arm in ARMS else config.finetune.seeds
+            for seed in range(seeds):
                 yield Cell(label_set, arm, protocol, labels, seed)
 
 
@@ -87,12 +88,18 @@ def finetune(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
     """
     arms = run.arms()
     if not arms:
-        raise InputError(run.folder, "encoder", "no finished pre-training", "a run that `ecgmeta pretrain` ended")
+        raise InputError(
+            run.folder, "encoder", "no finished pre-training", "a run that `ecgmeta pretrain` ended"
+        )
     _check_labels(run.config, cohort)
     todo = list(cells(run.config, list(arms)))
     with stop_between_steps() as stop:
         for done, cell in enumerate(todo):
-            progress(done, len(todo), f"fine-tuning: {cell.arm}, {cell.protocol}, {cell.labels} labels, seed {cell.seed}")
+            progress(
+                done,
+                len(todo),
+                f"fine-tuning: {cell.arm}, {cell.protocol}, {cell.labels} labels, seed {cell.seed}",
+            )
             if not _file(run, cell, "json").exists():
                 encoder = _encoder(run.config, cell, arms, cohort)
                 _write(run, cell, cohort, *_train(run.config, cell, encoder, cohort, device))
@@ -104,7 +111,9 @@ def _check_labels(config: Experiment, cohort: Cohort) -> None:
     """What would make every cell meaningless is said before the first is trained."""
     for n in config.finetune.labels:
         if n > len(cohort.train):
-            raise InputError("configuration", "finetune.labels", n, f"at most {len(cohort.train)}, the labelled recordings")
+            raise InputError(
+                "configuration", "finetune.labels", n, f"at most {len(cohort.train)}, the labelled recordings"
+            )
     if not cohort.train.label_names:
         raise InputError("configuration", "data.finetune", "a source without labels", "labelled recordings")
 
@@ -114,7 +123,9 @@ def _encoder(config: Experiment, cell: Cell, arms: dict[str, Run], cohort: Cohor
         encoder = ResNet1d.from_pretrained(arms[cell.arm].encoder)
         if len(cohort.train.leads) != encoder.leads or cohort.train.fs != encoder.fs:
             found = f"{len(cohort.train.leads)} leads at {cohort.train.fs:g} Hz"
-            raise InputError("data.finetune", "recordings", found, f"{encoder.leads} leads at {encoder.fs:g} Hz")
+            raise InputError(
+                "data.finetune", "recordings", found, f"{encoder.leads} leads at {encoder.fs:g} Hz"
+            )
         return encoder
     # A baseline has no pre-training to share between its seeds: each seed has its own initial weights.
     return build_encoder(config, cohort, derive(config.seed, "baseline", cell.seed))
@@ -141,7 +152,7 @@ def _train(
             lr=config.finetune.lr,
             batch_size=config.finetune.batch_size,
             patience=config.finetune.patience or None,
-            train_norm=cell.arm not in ("meta", "simclr", "simclr_warp"),
+            train_norm=cell.arm not in ARMS,  # an untrained encoder has no statistics to freeze
             device=device,
         )
     return predictor, time.perf_counter() - start
@@ -183,11 +194,8 @@ def predictions(run: Run) -> list[Prediction]:
             cell = Cell(**info["cell"])
             names = tuple(info["label_names"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(file, "cell", error, "a file pair written by `ecgmeta finetune`; delete both to repeat it") from error
+            raise InputError(
+                file, "cell", error, "a file pair written by `ecgmeta finetune`; delete both to repeat it"
+            ) from error
         found.append(Prediction(cell, values["logits"], values["targets"], values["patients"], names, info))
     return found
-
-
-def announce(run: Run) -> None:
-    """Say where the cells are."""
-    say(f"fine-tuning: {len(list(run.cells.glob('*.json')))} cells in {run.cells}")

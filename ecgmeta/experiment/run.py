@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ecgmeta._version import __version__
-from ecgmeta.experiment.config import Experiment, check
-from ecgmeta.runtime.config import difference, load_config, to_yaml
+from ecgmeta.experiment.config import Experiment, read
+from ecgmeta.runtime.config import difference, to_yaml
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.files import read_json, write_json, write_text
 
@@ -26,12 +26,14 @@ _FREE = (
     "baselines",
     "compare",
 )
+# Keys that the stages after pre-training may be given anew. The test patients stay those that pre-training never saw.
+_LATER = (*_FREE, "data.labels", "data.label_policy", "data.min_positives", "accelerator")
 
 
 class Run:
     """One pre-training run, and what was done with its encoder.
 
-    ``config.yaml`` · ``run.json`` (command, versions, data) · ``metrics.jsonl`` · ``last.ckpt`` · ``encoder/`` ·
+    ``config.yaml`` · ``later.yaml`` (as fine-tuning and evaluation last read it) · ``run.json`` (command, versions, data) · ``metrics.jsonl`` · ``last.ckpt`` · ``encoder/`` ·
     ``augmenter/`` (meta and simclr_warp) · ``augmenter_before/`` · ``compare/ARM/`` (runs of the other arms) ·
     ``finetune/*.npz, *.json`` (one pair a cell) · ``results.json`` · ``report.html``.
     """
@@ -85,9 +87,30 @@ class Run:
         file = folder / "config.yaml"
         if not file.is_file():
             raise InputError(folder, "config.yaml", "no such file", "a run folder made by `ecgmeta pretrain`")
-        config = load_config(Experiment, file)
-        check(config)
-        return cls(folder, config)
+        return cls(folder, read(file, []))
+
+    @property
+    def later(self) -> Experiment:
+        """The configuration of the stages after pre-training."""
+        file = self.folder / "later.yaml"
+        return read(file, []) if file.is_file() else self.config
+
+    def set_later(self, config: Experiment) -> None:
+        write_text(self.folder / "later.yaml", to_yaml(config))
+
+    def with_overrides(self, overrides: list[str]) -> Experiment:
+        """The configuration of the later stages with some keys set anew.
+
+        Raises:
+            InputError: a key that pre-training has fixed.
+        """
+        config = read(self.folder / "config.yaml", overrides)
+        for key, old, new in difference(self.config, config):
+            if not key.startswith(_LATER):
+                raise InputError(
+                    "command line", key, repr(new), f"{old!r}, as pre-training in {self.folder} had it"
+                )
+        return config
 
     @property
     def arm(self) -> str:

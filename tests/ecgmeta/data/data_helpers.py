@@ -43,8 +43,8 @@ def write_record(
     return path
 
 
-def write_tree(root: Path, n: int = 4, **options: float) -> Path:
+def write_tree(root: Path, n: int = 4, seconds: float = 10.0) -> Path:
     """`n` different records below `root`."""
     for number in range(n):
-        write_record(root / "part" / f"R{number}", sound_ecg(seed=number, **options))
+        write_record(root / "part" / f"R{number}", sound_ecg(seconds, seed=number))
     return root

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def windows(how: Preprocess, record: Record) -> list[Window]:
 
 
 def refusal(how: Preprocess, record: Record) -> str:
-    found = list(how.apply(record))[0]
+    found = next(iter(how.apply(record)))
     assert isinstance(found, InputError)
     return str(found)
 
@@ -50,7 +50,11 @@ def test_a_constant_slope_is_resampled_exactly() -> None:
     np.testing.assert_allclose(resample(ramp, 500, 100)[0], ramp[0, ::5], atol=1e-4)
 
 
-@given(fs=st.sampled_from([100.0, 125.0, 257.0, 360.0, 499.97, 1000.0]), seconds=st.floats(1, 25), all_=st.booleans())
+@given(
+    fs=st.sampled_from([100.0, 125.0, 257.0, 360.0, 499.97, 1000.0]),
+    seconds=st.floats(1, 25),
+    all_=st.booleans(),
+)
 @settings(max_examples=40, deadline=None)
 def test_every_length_gives_windows_of_exactly_one_length(fs: float, seconds: float, all_: bool) -> None:
     how = Preprocess(fs=100, duration=5.0, windows="all" if all_ else "first")
@@ -77,8 +81,8 @@ def test_a_short_record_is_padded_or_refused() -> None:
     (padded,) = windows(Preprocess(), record)
     assert padded.valid == 400
     assert not padded.signal[:, 400:].any()
-    for short in ("drop", "raise"):
-        message = refusal(replace(Preprocess(), short=short), record)
+    for how in (Preprocess(short="drop"), Preprocess(short="raise")):
+        message = refusal(how, record)
         assert message == "r: length: found 4 s, expected at least 10 s"
 
 
@@ -107,7 +111,9 @@ def test_a_bad_lead_is_refused_by_name_or_zeroed_and_listed(kind: str) -> None:
     if kind == "missing":
         leads[7] = "X"
     else:
-        signal[7, slice(100, 130) if kind == "gap" else slice(None)] = {"flat": 0.25, "infinite": np.inf}.get(kind, np.nan)
+        signal[7, slice(100, 130) if kind == "gap" else slice(None)] = {"flat": 0.25, "infinite": np.inf}.get(
+            kind, np.nan
+        )
     bad = Record("r", signal, 100.0, tuple(leads))
     message = refusal(Preprocess(), bad)
     assert message.startswith(f"r: lead V2: found {expected}")
@@ -143,7 +149,7 @@ def test_short_gaps_are_interpolated_and_long_ones_marked() -> None:
 
 
 def test_settings_out_of_range_name_themselves() -> None:
-    bad: list[tuple[str, object]] = [
+    bad: list[tuple[str, Any]] = [
         ("fs", 0),
         ("duration", float("nan")),
         ("windows", "some"),
@@ -155,7 +161,7 @@ def test_settings_out_of_range_name_themselves() -> None:
     ]
     for field, value in bad:
         with pytest.raises(InputError, match=field):
-            Preprocess(**{field: value})  # type: ignore[arg-type]
+            Preprocess(**{field: value})
 
 
 def test_description_gives_the_same_object_back() -> None:

@@ -133,7 +133,9 @@ def test_without_repeats_every_record_is_another_patient() -> None:
 )
 def test_an_additive_nuisance_has_its_recorded_size_and_spectrum(kind: str, column: str) -> None:
     level = Level(0.01, 0.2, share=0.7)
-    x, y, meta = simulate(64, fs=500, duration=6, nuisances=Nuisances(**{k: None for k in KINDS if k != kind} | {kind: level}))
+    x, y, meta = simulate(
+        64, fs=500, duration=6, nuisances=Nuisances(**{k: None for k in KINDS if k != kind} | {kind: level})
+    )
     bare, labels, truth = simulate(64, fs=500, duration=6, nuisances=QUIET)
     np.testing.assert_array_equal(y, labels)
     np.testing.assert_array_equal(meta["heart_rate"], truth["heart_rate"])
@@ -203,7 +205,10 @@ def test_the_warp_moves_beats_by_its_size_and_keeps_their_number() -> None:
 
 
 def test_a_nuisance_switched_off_leaves_the_others_as_they_were() -> None:
-    both, one = (simulate(64, duration=2, nuisances=Nuisances.only(*kinds)) for kinds in (("wander", "white"), ("white",)))
+    both, one = (
+        simulate(64, duration=2, nuisances=Nuisances.only(*kinds))
+        for kinds in (("wander", "white"), ("white",))
+    )
     np.testing.assert_array_equal(both[2]["white_mv"], one[2]["white_mv"])
     np.testing.assert_array_equal(both[2]["effect_MI"], one[2]["effect_MI"])
 
@@ -211,7 +216,9 @@ def test_a_nuisance_switched_off_leaves_the_others_as_they_were() -> None:
 def test_the_recorded_heart_rate_is_that_of_the_r_peaks() -> None:
     interval = np.linspace(0.5, 1.3, 16).astype(np.float32)
     beats, fibrillating = draw_beats(interval, 10.0, Rhythm(0.0, 0.0, 0.0), np.random.default_rng(0))
-    np.testing.assert_allclose(np.diff(beats.time, axis=1), np.repeat(interval[:, None], beats.time.shape[1] - 1, 1), rtol=1e-4)
+    np.testing.assert_allclose(
+        np.diff(beats.time, axis=1), np.repeat(interval[:, None], beats.time.shape[1] - 1, 1), rtol=1e-4
+    )
     np.testing.assert_allclose(mean_rate(beats, 10.0), 60 / interval, rtol=1e-4)
     assert not fibrillating.any()
     assert (beats.time[:, 1] < 0).any() or (beats.time[:, 0] < 0).all()
@@ -221,7 +228,11 @@ def test_the_recorded_heart_rate_is_that_of_the_r_peaks() -> None:
 def test_fibrillation_and_ectopy_are_irregular_and_switchable() -> None:
     interval = np.full(200, 0.8, np.float32)
     spread = {}
-    for name, rhythm in {"sinus": SINUS, "fibrillation": Rhythm(1.0, 1.0, 0.0), "ectopy": Rhythm(1.0, 0.0, 1.0)}.items():
+    for name, rhythm in {
+        "sinus": SINUS,
+        "fibrillation": Rhythm(1.0, 1.0, 0.0),
+        "ectopy": Rhythm(1.0, 0.0, 1.0),
+    }.items():
         beats, fibrillating = draw_beats(interval, 10.0, rhythm, np.random.default_rng(1))
         spread[name] = float(np.diff(beats.time, axis=1).std())
         assert fibrillating.all() == (name == "fibrillation")
@@ -294,7 +305,9 @@ def test_the_cohort_is_a_dataset_with_its_truth() -> None:
     assert tuple(x.shape) == (2, 12, 200)
     assert tuple(y.shape) == (2, 5)
     np.testing.assert_array_equal(x.numpy(), simulate(70, duration=2, seed=3)[0][[3, 69]])
-    assert {"heart_rate", "wander_mv", "gain", "displacement_cm", "warp_s", "effect_CD"} <= set(cohort.truth.columns)
+    assert {"heart_rate", "wander_mv", "gain", "displacement_cm", "warp_s", "effect_CD"} <= set(
+        cohort.truth.columns
+    )
     assert len(cohort.subset([1, 2])) == 2
     assert set(cohort.meta["sex"]) == {"female", "male"}
 
@@ -370,7 +383,9 @@ def beat_features(x: Floats) -> Floats:
 
 def auroc(score: Floats, label: Floats) -> float:
     rank, positives = np.argsort(np.argsort(score)) + 1, label.sum()
-    return float((rank[label > 0].sum() - positives * (positives + 1) / 2) / (positives * (len(label) - positives)))
+    return float(
+        (rank[label > 0].sum() - positives * (positives + 1) / 2) / (positives * (len(label) - positives))
+    )
 
 
 @pytest.mark.slow
@@ -384,6 +399,8 @@ def test_the_labels_are_learnable_and_not_trivial() -> None:
         kernel = known @ known.T / known.shape[1] + 0.3 * np.eye(count)
         guess = features[test] @ known.T / known.shape[1] @ np.linalg.solve(kernel, centred)
         scores[count] = np.mean([auroc(guess[:, j], y[test, j]) for j in range(5)])
-    print(f"ridge on the median beat, macro AUROC: {scores[100]:.3f} with 100 labels, {scores[1500]:.3f} with 1500")
+    print(
+        f"ridge on the median beat, macro AUROC: {scores[100]:.3f} with 100 labels, {scores[1500]:.3f} with 1500"
+    )
     assert 0.75 < scores[100] < 0.90
     assert scores[100] + 0.03 < scores[1500] < 0.97

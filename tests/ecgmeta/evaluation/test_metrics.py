@@ -252,3 +252,20 @@ def test_bad_input_is_named() -> None:
     assert _raise(patients=[1, 2]) == "patients: length: found 2, expected 60, one for each record"
     assert _raise(patients=[np.nan] * 60).startswith("patients: [0]: found nan")
     assert _raise(names=["a"]).startswith("targets: shape: found (60, 3)")
+
+
+def test_several_seeds_give_the_mean_of_each_and_the_interval_of_the_mean() -> None:
+    rng = np.random.default_rng(3)
+    targets = rng.integers(0, 2, (60, 2))
+    sets = [targets + rng.normal(0, spread, (60, 2)) for spread in (0.5, 1.0, 2.0)]
+    together = multilabel_scores(sets, targets, ["A", "B"], n_boot=300, seed=1)
+    alone = [multilabel_scores(one, targets, ["A", "B"], n_boot=300, seed=1) for one in sets]
+    assert together.macro_auroc == pytest.approx(np.mean([s.macro_auroc for s in alone]))
+    assert together.macro_ap == pytest.approx(np.mean([s.macro_ap for s in alone]))
+    assert together.labels[1].auroc == pytest.approx(np.mean([s.labels[1].auroc for s in alone]))
+    assert together.seeds == pytest.approx([s.macro_auroc for s in alone])
+    # Seeds whose errors are independent average out: the mean moves less with the patients than its worst part does.
+    widths = [s.macro_interval[1] - s.macro_interval[0] for s in (together, alone[2])]
+    assert widths[0] < widths[1]
+    against_nothing = paired_difference(sets, [np.zeros((60, 2))], targets, ["A", "B"], n_boot=300, seed=1)
+    assert against_nothing.interval == pytest.approx(tuple(edge - 0.5 for edge in together.macro_interval))

@@ -1,0 +1,164 @@
+"""The command line ``ecgmeta``. Every heavy import happens inside the command that needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ecgmeta._version import __version__
+from ecgmeta.runtime.cli import guarded
+
+app = typer.Typer(
+    name="ecgmeta",
+    help="Pre-train 12-lead ECG encoders while their augmentations learn, by hypergradient, what fine-tuning needs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Look after recordings.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+RunFolder = Annotated[Path, typer.Argument(help="A run folder made by `ecgmeta pretrain`.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, such as pretrain.epochs=20 or labels=100,250.")
+]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    guarded(app)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def pretrain(
+    overrides: Overrides = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML file of differences from the defaults.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run folder; by default runs/CONFIG-ARM-sSEED.")
+    ] = None,
+) -> None:
+    """Pre-train an encoder, then fine-tune, evaluate and report (as far as `through`). Run it again to go on with it."""
+    from ecgmeta.experiment.config import read
+
+    experiment = read(config, overrides or [])
+    name = f"{config.stem if config else 'default'}-{experiment.pretrain.arm}-s{experiment.seed}"
+    _run(out or Path("runs", name), experiment)
+
+
+@app.command()
+def finetune(run: RunFolder, overrides: Overrides = None) -> None:
+    """Fine-tune a run's encoders, its comparison arms and the baselines on labelled subsets."""
+    from ecgmeta.experiment.stages import run_stage
+
+    run_stage(run, "finetune", overrides or [])
+
+
+@app.command()
+def evaluate(run: RunFolder, overrides: Overrides = None) -> None:
+    """Score the fine-tuned encoders on the test recordings: AUROC with 95 % patient-bootstrap intervals."""
+    from ecgmeta.experiment.stages import run_stage
+
+    _print_table(run_stage(run, "evaluate", overrides or []))
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Write a run's report.html."""
+    from ecgmeta.experiment.stages import run_stage
+
+    run_stage(run, "report", [])
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder.")] = Path("runs/demo"),
+    overrides: Overrides = None,
+) -> None:
+    """The whole path on the built-in synthetic cohort, in a few minutes on two cores."""
+    from ecgmeta.experiment.config import read
+
+    _run(out, read(Path(__file__).parent / "experiment" / "demo.yaml", overrides or []))
+
+
+@data_app.command("cache")
+def data_cache(
+    path: Annotated[Path, typer.Argument(help="Folder of recordings.")],
+    kind: Annotated[str, typer.Option(help="ptbxl, ludb or wfdb.")] = "wfdb",
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Cache folder; name it as data.cache in a run.")
+    ] = Path("cache"),
+    fs: Annotated[float, typer.Option(help="Sampling rate, Hz.")] = 100.0,
+    on_error: Annotated[str, typer.Option(help="raise or skip.")] = "raise",
+) -> None:
+    """Decode recordings once into a memory map that later runs read."""
+    from ecgmeta.experiment.cohort import cache
+
+    typer.echo(repr(cache(path, kind, out, fs, on_error)))
+
+
+@data_app.command("synth")
+def data_synth(
+    out: Annotated[
+        Path, typer.Argument(help="Folder to write: signals.npy (float32 mV), labels.csv, meta.csv.")
+    ],
+    n: Annotated[int, typer.Option(help="Number of recordings.")] = 2000,
+    fs: Annotated[float, typer.Option(help="Sampling rate, Hz.")] = 100.0,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+) -> None:
+    """Write the built-in synthetic cohort as files."""
+    from ecgmeta.experiment.cohort import synthesise
+
+    typer.echo(repr(synthesise(out, n, fs, seed)))
+
+
+def _run(folder: Path, experiment: Any) -> None:
+    from ecgmeta.experiment.stages import run_experiment
+
+    results = run_experiment(folder, experiment)
+    if results is not None:
+        _print_table(results)
+        typer.echo(
+            f"report: {folder / 'report.html'}" if experiment.through == "report" else f"run: {folder}"
+        )
+
+
+def _print_table(results: dict[str, Any] | None) -> None:
+    if results is None:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from ecgmeta.experiment.evaluate import table
+
+    columns = (
+        "arm",
+        "protocol",
+        "labels",
+        "seeds",
+        "macro AUROC (95 %)",
+        f"against {results['reference']}",
+        "macro AP",
+    )
+    shown = Table(*columns)
+    for row in table(results):
+        shown.add_row(*row)
+    Console().print(shown)

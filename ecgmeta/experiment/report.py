@@ -1,0 +1,310 @@
+"""What the report page says about a run: numbers and pictures gathered from its folder."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ecgmeta.augment import LearnedWarp, functional
+from ecgmeta.experiment.cohort import Cohort
+from ecgmeta.experiment.config import ARMS, BASELINES
+from ecgmeta.experiment.run import Run
+from ecgmeta.report.content import (
+    AugmenterSummary,
+    Curve,
+    DatasetSummary,
+    Estimate,
+    Histogram,
+    LabelScore,
+    Parameter,
+    ReportContent,
+    ResultRow,
+    ResultsTable,
+    ViewPair,
+)
+from ecgmeta.report.page import write
+from ecgmeta.runtime.files import read_json, read_log
+from ecgmeta.runtime.seeds import torch_generator
+
+NAN = float("nan")
+
+
+def report(run: Run, cohort: Cohort) -> Path:
+    """Write ``report.html`` of a run from whatever stages it has."""
+    return write(content(run, cohort), run.report)
+
+
+def content(run: Run, cohort: Cohort) -> ReportContent:
+    """Everything the page shows."""
+    info = run.info
+    results = read_json(run.results) if run.results.is_file() else None
+    logs = {arm: read_log(other.metrics) for arm, other in run.arms().items() if other.metrics.is_file()}
+    return ReportContent(
+        title=f"{ARMS[run.arm]}: {run.folder.name}",
+        summary=_summary(run, cohort, results),
+        warnings=_warnings(run, cohort, logs),
+        results=_results(run, cohort, results),
+        curves=_curves(logs),
+        augmenter=_augmenter(run, cohort),
+        examples=_examples(run, cohort),
+        data=_data(run, cohort),
+        cost=_cost(logs),
+        command=info["command"],
+        environment={key: str(info[key]) for key in ("ecgmeta", "python", "torch", "platform", "threads")}
+        | {"seed": str(run.config.seed)},
+        config_yaml=(run.folder / "config.yaml").read_text(encoding="utf-8"),
+    )
+
+
+def _summary(run: Run, cohort: Cohort, results: dict[str, Any] | None) -> list[str]:
+    lines = [
+        f"An encoder was pre-trained on {len(cohort.pretrain):,} unlabelled recordings "
+        f"of {cohort.pretrain.meta['patient'].nunique():,} patients ({ARMS[run.arm]})."
+    ]
+    if results is None:
+        return lines
+    for labels in sorted({row["labels"] for row in results["rows"]}):
+        rows = [row for row in results["rows"] if row["labels"] == labels]
+        best = max(rows, key=lambda row: row["scores"]["macro_auroc"])
+        lines.append(
+            f"With {labels} labelled recordings the highest macro AUROC on {best['scores']['n_records']:,} test recordings "
+            f"was {best['scores']['macro_auroc']:.3f} ({best['arm']}, {_PROTOCOL[best['protocol']]})."
+        )
+        lines += [
+            _verdict(row, results["reference"])
+            for row in rows
+            if row["arm"] == "meta" and "difference" in row
+        ]
+    lines.append(
+        "Intervals say how a number would move with other test patients. They do not cover another "
+        "pre-training seed or another draw of the labelled subset: repeat the run with other seeds for that."
+    )
+    return lines
+
+
+_PROTOCOL = {"full": "fine-tuned whole", "linear": "linear probe"}
+
+
+def _verdict(row: dict[str, Any], reference: str) -> str:
+    difference = row["difference"]
+    low, high = (100 * (edge if edge is not None else NAN) for edge in difference["interval"])
+    size = f"{100 * difference['delta']:+.1f} AUROC points against {reference} (95 % interval {low:+.1f} to {high:+.1f})"
+    if low > 0:
+        meaning = "a gain that the choice of test patients does not explain"
+    elif high < 0:
+        meaning = "a loss that the choice of test patients does not explain"
+    else:
+        meaning = "no difference that these test patients can show"
+    return f"Learned augmentations, {_PROTOCOL[row['protocol']]}, {row['labels']} labels: {size}: {meaning}."
+
+
+def _warnings(run: Run, cohort: Cohort, logs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    lines = [note for note in cohort.notes if note]
+    if "meta" not in logs:
+        return lines
+    steps = [line for line in logs["meta"] if "hyper" in line]
+    skipped = [line["skipped"] for line in steps if line["skipped"]]
+    if not steps:
+        lines.append(
+            "No φ step was taken: pre-training was shorter than its warm-up, so nothing was learned."
+        )
+    if skipped:
+        lines.append(f"{len(skipped)} of {len(steps)} φ steps were skipped; the last reason: {skipped[-1]}.")
+    if run.config.pretrain.max_steps:
+        lines.append(f"Pre-training was cut at {run.config.pretrain.max_steps} steps (pretrain.max_steps).")
+    return lines
+
+
+def _results(run: Run, cohort: Cohort, results: dict[str, Any] | None) -> ResultsTable | None:
+    if results is None:
+        return None
+    rows = []
+    for row in results["rows"]:
+        scores = row["scores"]
+        per_label = {
+            s["name"]: LabelScore(_estimate(s["auroc"], s["interval"]), s["positives"])
+            for s in scores["labels"]
+            if s["auroc"] is not None
+        }
+        difference = row.get("difference")
+        rows.append(
+            ResultRow(
+                arm=row["arm"],
+                protocol=row["protocol"],
+                labels=row["labels"],
+                seeds=len(scores["seeds"]),
+                auroc=_estimate(scores["macro_auroc"], scores["macro_interval"]),
+                per_label=per_label,
+                difference=_estimate(difference["delta"], difference["interval"]) if difference else None,
+                absent=scores["absent"],
+                average_precision=Estimate(scores["macro_ap"]),
+            )
+        )
+    patients = cohort.test.meta["patient"].nunique()
+    return ResultsTable(
+        rows,
+        reference=results["reference"],
+        tested_on=f"{len(cohort.test):,} recordings of {patients:,} patients that no stage of training has seen",
+        interval=f"95 %, {run.config.evaluate.bootstrap:,} resamples of test patients; mean over fine-tuning seeds",
+    )
+
+
+def _estimate(value: float | None, interval: Iterable[float | None]) -> Estimate:
+    low, high = (NAN if edge is None else edge for edge in interval)
+    return Estimate(NAN if value is None else value, low, high)
+
+
+def _curves(logs: dict[str, list[dict[str, Any]]]) -> list[Curve]:
+    def series(
+        path: tuple[str, ...], arms: Iterable[str] = logs
+    ) -> dict[str, tuple[list[float], list[float]]]:
+        found = {}
+        for arm in arms:
+            points = [(line["step"] + 1, _at(line, path)) for line in logs[arm]]
+            points = [(x, y) for x, y in points if y is not None]
+            if points:
+                found[arm] = ([p[0] for p in points], [p[1] for p in points])
+        return found
+
+    step = "pre-training step"
+    curves = [
+        Curve("Pre-training loss (NT-Xent)", step, "loss, nats", series(("pretrain_loss",))),
+        Curve(
+            "Fine-tuning validation loss seen by φ", step, "loss, nats", series(("hyper", "validation_loss"))
+        ),
+        Curve("Norm of the hypergradient", step, "norm", series(("hyper", "norm")), log_y=True),
+        Curve("Global warp magnitude", step, "magnitude", series(("global_magnitude",))),
+    ]
+    return [curve for curve in curves if curve.series]
+
+
+def _at(line: dict[str, Any], path: tuple[str, ...]) -> Any:
+    value: Any = line
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _load_warps(run: Run) -> tuple[LearnedWarp, LearnedWarp] | None:
+    if not (run.augmenter.is_dir() and run.augmenter_before.is_dir()):
+        return None
+    return LearnedWarp.from_pretrained(run.augmenter_before), LearnedWarp.from_pretrained(run.augmenter)
+
+
+def _augmenter(run: Run, cohort: Cohort) -> AugmenterSummary | None:
+    warps = _load_warps(run)
+    if warps is None:
+        return None
+    x = cohort.pretrain[slice(0, 256)][0]
+    before, after = (_behaviour(warp, x, run.config.seed) for warp in warps)
+    units = {
+        "sd_ms": ("SD of the time displacement", "ms"),
+        "folded": ("steps where time runs backwards", "share"),
+    }
+    units |= {
+        "outside": ("positions outside the record", "share"),
+        "magnitude_mean": ("magnitude m(x)·g², mean", ""),
+    }
+    units |= {
+        "magnitude_sd": ("magnitude m(x)·g², SD over records", ""),
+        "global_magnitude": ("global magnitude g", ""),
+    }
+    parameters = [Parameter(name, unit, before[0][key], after[0][key]) for key, (name, unit) in units.items()]
+    limit = float(np.quantile(np.abs(np.concatenate([before[1], after[1]])), 0.995)) or 1.0
+    edges = np.linspace(-limit, limit, 61)
+    counts = {
+        name: np.histogram(values, edges)[0].tolist()
+        for name, values in (("before", before[1]), ("after", after[1]))
+    }
+    learned = "learned by hypergradient" if run.arm == "meta" else "not learned in this arm"
+    return AugmenterSummary(
+        f"Learned time warp ({learned})",
+        parameters,
+        [
+            Histogram(
+                "Time displacement",
+                "ms",
+                edges.tolist(),
+                counts,
+                "Over the first 256 pre-training recordings.",
+            )
+        ],
+        "A displacement shifts each instant of all leads alike: waves come earlier or later, longer or shorter, so heart rate and "
+        "intervals change while amplitudes stay.",
+    )
+
+
+def _behaviour(warp: LearnedWarp, x: torch.Tensor, seed: int) -> tuple[dict[str, float], np.ndarray]:
+    generator = torch_generator(seed, "report")
+    statistics = warp.describe(x, generator=generator)
+    with torch.no_grad():
+        noise = warp.draw(x, torch_generator(seed, "report"))
+        displacement = functional.random_displacement(warp.magnitude(x), noise)
+    return statistics, (displacement / warp.fs * 1000).flatten().numpy()
+
+
+def _examples(run: Run, cohort: Cohort) -> list[ViewPair]:
+    """Three test recordings and a learned view of each: one of each of the first labels where there are labels."""
+    warps = _load_warps(run)
+    if warps is None:
+        return []
+    test = cohort.test
+    firsts = [
+        int(np.argmax(test.labels[:, c])) for c in range(test.labels.shape[1]) if test.labels[:, c].any()
+    ]
+    rows = list(dict.fromkeys(itertools.chain(firsts, range(len(test)))))[:3]
+    x, y = test[rows]
+    with torch.no_grad():
+        views = warps[1](x, generator=torch_generator(run.config.seed, "report examples"))
+    pairs = []
+    for place, row in enumerate(rows):
+        names = [name for name, on in zip(test.label_names, y[place].tolist(), strict=True) if on]
+        caption = f"Labels: {', '.join(names) or 'none of those used'}. Augmented: one draw of the warp at the end of pre-training."
+        record = str(test.meta["record"].iloc[row])
+        pairs.append(ViewPair(record, caption, test.fs, test.leads, x[place].numpy(), views[place].numpy()))
+    return pairs
+
+
+def _data(run: Run, cohort: Cohort) -> list[DatasetSummary]:
+    def summary(name: str, data: Any, notes: list[str]) -> DatasetSummary:
+        counts = data.labels.sum(axis=0).astype(int).tolist() if len(data.label_names) else []
+        labels = dict(zip(data.label_names, counts, strict=True))
+        patients = data.meta["patient"].nunique()
+        return DatasetSummary(name, len(data), patients, data.fs, data.samples / data.fs, labels, notes)
+
+    sources = cohort.pretrain.meta["source"].value_counts()
+    left_out = [f"left out: {line}" for line in cohort.skipped[:20]]
+    rows = cohort.labelled(max(run.config.finetune.labels), run.config.seed)
+    parts = [
+        summary(
+            "Pre-training", cohort.pretrain, [f"{n:,} from {name}" for name, n in sources.items()] + left_out
+        ),
+        summary("Labelled pool", cohort.train, [f"the largest labelled subset takes {len(rows):,} of these"]),
+        summary("Test", cohort.test, []),
+    ]
+    return parts
+
+
+def _cost(logs: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str]]:
+    seconds = {arm: lines[-1]["seconds"] / (lines[-1]["step"] + 1) for arm, lines in logs.items() if lines}
+    cost = [
+        (f"{arm}: one pre-training step, mean", f"{1000 * value:.0f} ms") for arm, value in seconds.items()
+    ]
+    if {"meta", "simclr_warp"} <= seconds.keys():
+        ratio = seconds["meta"] / seconds["simclr_warp"]
+        cost.append(("meta ÷ the same augmentation without learning", f"{ratio:.2f} times the time a step"))
+    if {"meta", "simclr"} <= seconds.keys():
+        cost.append(
+            ("meta ÷ static SimCLR", f"{seconds['meta'] / seconds['simclr']:.2f} times the time a step")
+        )
+    return cost
+
+
+def arms_note() -> dict[str, str]:
+    """What each arm is."""
+    return ARMS | BASELINES
