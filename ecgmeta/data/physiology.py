@@ -65,8 +65,16 @@ class Hearts:
         """The hearts at ``rows`` (a subject may be recorded twice)."""
         w = self.waves
         waves = Waves(w.vector[rows], w.centre[rows], w.before[rows], w.after[rows])
-        rest = (self.labels, self.effect, self.territory, self.block, self.interval, self.age, self.male)
-        return Hearts(waves, *(part[rows] for part in rest))
+        return Hearts(
+            waves=waves,
+            labels=self.labels[rows],
+            effect=self.effect[rows],
+            territory=self.territory[rows],
+            block=self.block[rows],
+            interval=self.interval[rows],
+            age=self.age[rows],
+            male=self.male[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -104,8 +112,9 @@ def check_prevalence(prevalence: Mapping[str, float]) -> None:
             )
 
 
-def _rotations(angles: Floats) -> Floats:
-    """(batch, 3, 3) rotations by the axis-angle vectors ``angles`` (batch, 3) in radians (Rodrigues)."""
+def _rotations(sd: np.ndarray, batch: int, rng: np.random.Generator) -> Floats:
+    """(batch, 3, 3) rotations by Gaussian axis-angle vectors (Rodrigues); ``sd``: SDs in radians about x, y, z."""
+    angles = sd * rng.standard_normal((batch, 3))
     size = np.linalg.norm(angles, axis=1)[:, None, None] + 1e-9
     x, y, z = (angles / size[:, 0]).T
     zero = np.zeros_like(x)
@@ -123,12 +132,12 @@ def _vary_subjects(waves: Waves, age: Floats, male: np.ndarray, rng: np.random.G
     batch = len(waves.centre)
     frontal, horizontal = np.radians(26), np.radians(18)
     spread = np.array([np.radians(12), horizontal, frontal])
-    lie = _rotations(spread * rng.standard_normal((batch, 3)))
-    own_t = _rotations(np.radians(12) * rng.standard_normal((batch, 3)))
-    own_p = _rotations(np.radians(12) * rng.standard_normal((batch, 3)))
+    lie = _rotations(spread, batch, rng)
+    own_t = _rotations(np.radians([12.0, 12.0, 12.0]), batch, rng)
+    own_p = _rotations(np.radians([12.0, 12.0, 12.0]), batch, rng)
     v = waves.vector
     v *= _lognormal(rng, 0.12, batch, len(WAVES), 1)
-    # Older and female chests give lower voltages; broad shoulders in both.
+    # Women and the old have lower voltages on average; the spread is wider than the difference.
     size = _lognormal(rng, 0.28, batch) * np.where(male, 1.06, 0.92) * (1 - 0.002 * (age - 60))
     v[:, _QRS] *= size[:, None, None]
     v[:, _SEPTAL] *= _lognormal(rng, 0.3, batch, 1)
@@ -278,10 +287,8 @@ def draw_beats(
         factor = factor * np.where(coming, 0.68, 1.0) * np.where(early, 1.32, 1.0)
         before = np.maximum(interval * factor, 0.32)
         now, early = now + before, coming
-    time, gain, stretch, ectopic = (
-        np.stack(part, axis=1).astype(np.float32) for part in zip(*columns, strict=True)
-    )
-    return Beats(time, gain, stretch, ectopic), fibrillating
+    parts = [np.stack(part, axis=1).astype(np.float32) for part in zip(*columns, strict=True)]
+    return Beats(*parts), fibrillating
 
 
 def fibrillate(waves: Waves, rows: np.ndarray, samples: int, fs: float, rng: np.random.Generator) -> Floats:

@@ -39,9 +39,7 @@ BLOCK = 64  # records made together; a cohort is a prefix of any longer one beca
 # Streams of one block: renumbering one changes every cohort.
 _HEARTS, _PATIENTS, _BEATS, _ATRIA, _NUISANCES = 0, 1, 2, 3, 10
 
-TRUTH = ("heart_rate", "rhythm", "ectopy", "territory", "branch") + tuple(
-    f"effect_{name}" for name in ILLNESSES
-)
+TRUTH = ("heart_rate", "rhythm", "ectopy", "territory", "branch", *(f"effect_{name}" for name in ILLNESSES))
 _UNITS = {"displacement": "cm", "warp": "s", "gain": ""}
 _COLUMNS = {kind: "_".join(filter(None, (kind, _UNITS.get(kind, "mv")))) for kind in KINDS}
 

@@ -142,7 +142,8 @@ def _source(
     default = {"ptbxl": "superdiagnostic", "ludb": "diagnoses", "wfdb": "scored"}[kind]
     options["labels"] = (data.labels or default) if labelled else "none"
     if kind == "ptbxl":
-        return PTBXL(root, label_policy=data.label_policy, **options)
+        options["label_policy"] = data.label_policy
+        return PTBXL(root, **options)
     return LUDB(root, **options) if kind == "ludb" else WFDBFolder(root, **options)
 
 
@@ -175,7 +176,7 @@ def synthesise(folder: Path, n: int, fs: float, seed: int) -> ECGDataset:
     say(f"simulating {n:,} recordings")
     cohort = SyntheticCohort(n, fs=fs, seed=seed)
     labels = pd.DataFrame(cohort.labels.astype(int), columns=list(cohort.label_names))
-    write_atomic(folder / "signals.npy", lambda file: np.save(file, cohort.signals))  # type: ignore[arg-type]
+    write_atomic(folder / "signals.npy", lambda file: np.save(file, cohort.signals))
     write_text(folder / "labels.csv", labels.to_csv(index=False))
     write_text(folder / "meta.csv", cohort.meta.to_csv(index=False))
     return cohort

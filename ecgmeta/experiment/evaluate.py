@@ -15,8 +15,8 @@ from ecgmeta.runtime.progress import Report as Progress
 def evaluate(run: Run, progress: Progress) -> dict[str, Any]:
     """Score every (label set, number of labels, protocol, arm) over its seeds; writes ``results.json`` and returns it.
 
-    An arm's difference is taken to ``evaluate.reference`` under the same protocol and number of labels, on the same resamples of
-    patients. A baseline that has one protocol only is compared within that protocol.
+    An arm's difference is taken to ``evaluate.reference`` under the same protocol and number of labels, on the same
+    resamples of patients. A baseline that has one protocol only is compared within that protocol.
 
     Raises:
         InputError: no finished cells.
@@ -28,7 +28,7 @@ def evaluate(run: Run, progress: Progress) -> dict[str, Any]:
         groups[found.cell.label_set, found.cell.labels, found.cell.protocol, found.cell.arm].append(found)
     if not groups:
         raise InputError(run.cells, "cells", "none", "results of `ecgmeta finetune`")
-    settings = run.config.evaluate
+    settings = run.later.evaluate
     rows = []
     for done, (key, members) in enumerate(groups.items()):
         label_set, labels, protocol, arm = key

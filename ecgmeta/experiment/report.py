@@ -12,7 +12,7 @@ import torch
 
 from ecgmeta.augment import LearnedWarp, functional
 from ecgmeta.experiment.cohort import Cohort
-from ecgmeta.experiment.config import ARMS, BASELINES
+from ecgmeta.experiment.config import ARMS
 from ecgmeta.experiment.run import Run
 from ecgmeta.report.content import (
     AugmenterSummary,
@@ -150,7 +150,7 @@ def _results(run: Run, cohort: Cohort, results: dict[str, Any] | None) -> Result
         rows,
         reference=results["reference"],
         tested_on=f"{len(cohort.test):,} recordings of {patients:,} patients that no stage of training has seen",
-        interval=f"95 %, {run.config.evaluate.bootstrap:,} resamples of test patients; mean over fine-tuning seeds",
+        interval=f"95 %, {run.later.evaluate.bootstrap:,} resamples of test patients; mean over fine-tuning seeds",
     )
 
 
@@ -234,8 +234,8 @@ def _augmenter(run: Run, cohort: Cohort) -> AugmenterSummary | None:
                 "Over the first 256 pre-training recordings.",
             )
         ],
-        "A displacement shifts each instant of all leads alike: waves come earlier or later, longer or shorter, so heart rate and "
-        "intervals change while amplitudes stay.",
+        "A displacement shifts each instant of all leads alike: waves come earlier or later, longer or shorter, "
+        "so heart rate and intervals change while amplitudes stay.",
     )
 
 
@@ -264,7 +264,8 @@ def _examples(run: Run, cohort: Cohort) -> list[ViewPair]:
     pairs = []
     for place, row in enumerate(rows):
         names = [name for name, on in zip(test.label_names, y[place].tolist(), strict=True) if on]
-        caption = f"Labels: {', '.join(names) or 'none of those used'}. Augmented: one draw of the warp at the end of pre-training."
+        said = ", ".join(names) or "none of those used"
+        caption = f"Labels: {said}. Augmented: one draw of the warp at the end of pre-training."
         record = str(test.meta["record"].iloc[row])
         pairs.append(ViewPair(record, caption, test.fs, test.leads, x[place].numpy(), views[place].numpy()))
     return pairs
@@ -279,7 +280,7 @@ def _data(run: Run, cohort: Cohort) -> list[DatasetSummary]:
 
     sources = cohort.pretrain.meta["source"].value_counts()
     left_out = [f"left out: {line}" for line in cohort.skipped[:20]]
-    rows = cohort.labelled(max(run.config.finetune.labels), run.config.seed)
+    rows = cohort.labelled(max(run.later.finetune.labels), run.config.seed)
     parts = [
         summary(
             "Pre-training", cohort.pretrain, [f"{n:,} from {name}" for name, n in sources.items()] + left_out
@@ -303,8 +304,3 @@ def _cost(logs: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str]]:
             ("meta ÷ static SimCLR", f"{seconds['meta'] / seconds['simclr']:.2f} times the time a step")
         )
     return cost
-
-
-def arms_note() -> dict[str, str]:
-    """What each arm is."""
-    return ARMS | BASELINES

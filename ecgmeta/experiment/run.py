@@ -33,8 +33,8 @@ _LATER = (*_FREE, "data.labels", "data.label_policy", "data.min_positives", "acc
 class Run:
     """One pre-training run, and what was done with its encoder.
 
-    ``config.yaml`` · ``later.yaml`` (as fine-tuning and evaluation last read it) · ``run.json`` (command, versions, data) · ``metrics.jsonl`` · ``last.ckpt`` · ``encoder/`` ·
-    ``augmenter/`` (meta and simclr_warp) · ``augmenter_before/`` · ``compare/ARM/`` (runs of the other arms) ·
+    ``config.yaml`` · ``later.yaml`` (as fine-tuning and evaluation last read it) · ``run.json`` (command, versions,
+    data) · ``metrics.jsonl`` · ``last.ckpt`` · ``encoder/`` · ``augmenter/`` (meta and simclr_warp) · ``augmenter_before/`` · ``compare/ARM/`` (runs of the other arms) ·
     ``finetune/*.npz, *.json`` (one pair a cell) · ``results.json`` · ``report.html``.
     """
 

@@ -118,8 +118,8 @@ def test_the_real_pool(real_data: Path) -> None:
     assert len(pool) == 306
     assert pool.label_names == ()
     assert np.isfinite(pool.signals).all()
-    # Rounding to whole microvolts in every database; the challenge's files add a rounding step of their own (0.005 mV).
-    assert limb_errors(pool.signals, pool.leads).max() < 0.02
+    # Every lead was rounded to a few microvolts on its own; 0.0036 mV is the largest disagreement at 100 Hz.
+    assert limb_errors(pool.signals, pool.leads).max() < 0.005
     with pytest.raises(InputError, match="label_names of dataset 1"):
         concat([ludb, challenge])
 
