@@ -40,23 +40,27 @@ class Normalize(nn.Module):
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
-    return nn.BatchNorm1d(channels) if kind == "batch" else nn.GroupNorm(min(8, channels), channels)
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(min(8, channels), channels)
+
+
+def _conv(channels_in: int, channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(
+        channels_in, channels, (1, kernel), stride=(1, stride), padding=(0, kernel // 2), bias=False
+    )
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions and a shortcut (He et al., 2016), in one dimension."""
+    """Two convolutions and a shortcut (He et al., 2016), over time."""
 
     def __init__(self, channels_in: int, channels: int, stride: int, kernel: int, norm: str) -> None:
         super().__init__()
-        self.conv1 = nn.Conv1d(channels_in, channels, kernel, stride=stride, padding=kernel // 2, bias=False)
+        self.conv1 = _conv(channels_in, channels, kernel, stride)
         self.norm1 = _norm(norm, channels)
-        self.conv2 = nn.Conv1d(channels, channels, kernel, padding=kernel // 2, bias=False)
+        self.conv2 = _conv(channels, channels, kernel)
         self.norm2 = _norm(norm, channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv1d(channels_in, channels, 1, stride=stride, bias=False), _norm(norm, channels)
-            )
+            self.shortcut = nn.Sequential(_conv(channels_in, channels, 1, stride), _norm(norm, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         out = torch.relu(self.norm1(self.conv1(x)))
@@ -94,11 +98,7 @@ class ResNet1d(nn.Module, Pretrained):
         self.leads, self.fs, self.lead_names = leads, fs, lead_names
         self.num_features = width * 2 ** (len(blocks) - 1)
         self.normalize = Normalize(leads)
-        self.stem = nn.Sequential(
-            nn.Conv1d(leads, width, kernel, stride=2, padding=kernel // 2, bias=False),
-            _norm(norm, width),
-            nn.ReLU(),
-        )
+        self.stem = nn.Sequential(_conv(leads, width, kernel, 2), _norm(norm, width), nn.ReLU())
         stages: list[nn.Module] = []
         channels = width
         for stage, depth in enumerate(blocks):
@@ -107,11 +107,14 @@ class ResNet1d(nn.Module, Pretrained):
                 stages.append(BasicBlock(channels, width * 2**stage, stride, kernel, norm))
                 channels = width * 2**stage
         self.stages = nn.Sequential(*stages)
+        # Time is the second of two spatial axes, because two-dimensional convolutions have a channels-last layout, in
+        # which a training step takes about two thirds of its time with one-dimensional ones (measured on a CPU).
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def initialise(self, generator: torch.Generator) -> ResNet1d:
         """He initialisation (fan out) of every convolution from ``generator``; returns itself."""
         for module in self.modules():
-            if isinstance(module, nn.Conv1d):
+            if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(
                     module.weight, mode="fan_out", nonlinearity="relu", generator=generator
                 )
@@ -125,7 +128,8 @@ class ResNet1d(nn.Module, Pretrained):
         """
         if x.ndim != 3 or x.shape[1] != self.leads:
             raise InputError("encoder", "shape of x", tuple(x.shape), f"(batch, {self.leads}, samples)")
-        return self.stages(self.stem(self.normalize(x)))
+        image = self.normalize(x).unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        return self.stages(self.stem(image)).squeeze(2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_features(x).mean(-1)
