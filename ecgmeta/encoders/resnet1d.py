@@ -109,7 +109,7 @@ class ResNet1d(nn.Module, Pretrained):
         self.stages = nn.Sequential(*stages)
         # Time is the second of two spatial axes, because two-dimensional convolutions have a channels-last layout, in
         # which a training step takes about two thirds of its time with one-dimensional ones (measured on a CPU).
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def initialise(self, generator: torch.Generator) -> ResNet1d:
         """He initialisation (fan out) of every convolution from ``generator``; returns itself."""
