@@ -145,12 +145,12 @@ def _print_table(results: dict[str, Any] | None) -> None:
     if results is None:
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from ecgmeta.experiment.evaluate import table
 
     columns = (
-        "arm",
+        Column("arm", min_width=11),  # no arm's name is cut where the terminal is narrow
         "protocol",
         "labels",
         "seeds",

@@ -65,7 +65,8 @@ def main() -> None:
         state,
         Batches(),
         schedule=Schedule(steps=1500, period=5, warmup=50),
-        unroll=Unroll(1, SGD(0.01)),
+        finetune=Unroll(1, SGD(0.01)),
+        head_optimizer=SGD(0.01),
         inverse=Neumann(terms=20, step_size=0.3),
     )
     for report in loop:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def sample(x: Tensor, positions: Tensor) -> Tensor:
-    """``x`` read at fractional sample positions by linear interpolation; 0 outside the record.
+    """``x`` read at fractional sample positions by linear interpolation; 0 outside the record, NaN where a position is NaN.
 
     Args:
         x: (batch, leads, samples).
@@ -27,12 +27,13 @@ def sample(x: Tensor, positions: Tensor) -> Tensor:
     weight = (positions - left).unsqueeze(1)
     # One zero on either side stands for everything outside the record.
     padded = F.pad(x, (1, 1))
-    index = (left.clamp(-1, n) + 1).long().unsqueeze(1).expand(-1, x.shape[1], -1)
+    # NaN has no index, but it must come out as NaN: a zero would hide that φ has diverged.
+    index = (left.clamp(-1, n).nan_to_num(0.0) + 1).long().unsqueeze(1).expand(-1, x.shape[1], -1)
     low = padded.gather(-1, index)
     high = padded.gather(-1, (index + 1).clamp(max=n + 1))
-    inside = ((left >= -1) & (left <= n - 1)).unsqueeze(1)
+    outside = ((left < -1) | (left > n - 1)).unsqueeze(1)
     return torch.where(
-        inside, torch.lerp(low, high, weight.to(x.dtype).expand_as(low)), torch.zeros_like(low)
+        outside, torch.zeros_like(low), torch.lerp(low, high, weight.to(x.dtype).expand_as(low))
     )
 
 
@@ -57,7 +58,7 @@ def random_displacement(
     """The paper's random time displacement, in samples (Raghu et al., 2021, supplement; TaskAug's warp).
 
     White noise times ``100·magnitude`` is down-sampled, integrated as a velocity field, brought back to full length and
-    smoothed by a truncated Gaussian. At ``magnitude`` 1 its SD is 5 of 1,024 samples and 0.4 % of steps fold back; at 16
+    smoothed by a truncated Gaussian. At ``magnitude`` 1 its SD is 5 of 1,024 samples and 0.05 % of steps fold back; at 16
     (the paper's initial value) 85 samples and 40 %: not a diffeomorphism, and numerically chaotic.
 
     Args:

@@ -13,6 +13,9 @@ from ecgmeta.augment.transforms import check_layout
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.pretrained import Pretrained
 
+SHORTEST = 211
+"""Samples that four convolutions of 15 with stride 2 need."""
+
 
 class LearnedWarp(nn.Module, Pretrained):
     """The paper's learned time warp (Raghu et al., 2021, sec. 5): how much to warp is learned, per record and overall.
@@ -22,7 +25,7 @@ class LearnedWarp(nn.Module, Pretrained):
 
     Args:
         leads: number of leads.
-        magnitude: initial g. 1 is gentle: SD 5 samples of 1,024, 0.4 % of steps fold back. The paper starts from 4 (see
+        magnitude: initial g. 1 is gentle: SD 5 samples of 1,024, 0.05 % of steps fold back. The paper starts from 4 (see
             :meth:`paper`): SD 85 samples, 40 % fold back, and the derivative through it is dominated by chaos.
         fs: sampling rate in Hz of the records it learns on; kept with it, because d is in samples.
         generator: default source of noise.
@@ -89,6 +92,8 @@ class LearnedWarp(nn.Module, Pretrained):
             raise InputError("LearnedWarp", "leads of x", x.shape[1], self.leads)
         if not self.training:
             return x
+        if x.shape[-1] < SHORTEST:
+            raise InputError("LearnedWarp", "samples of x", x.shape[-1], f"at least {SHORTEST}")
         noise = self.draw(x, generator) if noise is None else noise
         return functional.warp(x, self.magnitude(x), noise=noise)
 
@@ -98,20 +103,21 @@ class LearnedWarp(nn.Module, Pretrained):
 
         Uses the frozen statistics of the normalisation layers, and changes nothing.
         """
-        was_training = self.training
+        training = [(module, module.training) for module in self.modules()]
         self.eval()
         magnitude = self.magnitude(x)
         displacement = functional.random_displacement(magnitude, self.draw(x, generator))
-        self.train(was_training)
+        for module, was in training:
+            module.training = was
         return {
-            "global_magnitude": float(self.global_magnitude),
+            "global_magnitude": self.global_magnitude.item(),
             "magnitude_mean": float(magnitude.mean()),
             "magnitude_sd": float(magnitude.std(correction=0)),
             **functional.displacement_statistics(displacement, self.fs),
         }
 
     def __repr__(self) -> str:
-        return f"LearnedWarp(leads={self.leads}, fs={self.fs}, global_magnitude={float(self.global_magnitude):.3g})"
+        return f"LearnedWarp(leads={self.leads}, fs={self.fs}, global_magnitude={self.global_magnitude.item():.3g})"
 
 
 def load_augmenter(folder: str | Path) -> LearnedWarp:

@@ -1,29 +1,40 @@
 """Hypergradients through pre-training and fine-tuning, for any PyTorch problem.
 
 The engine depends on torch and the standard library only, and knows nothing of ECG, graphs, files or logging.
-Start from :class:`Problem` (or :class:`ModuleProblem` for ordinary modules), then :func:`hypergradient` or :func:`meta_train`.
+Start from :class:`Problem` (or :class:`ModuleProblem` for ordinary modules), then :func:`hypergradient` or
+:func:`meta_train`.
 """
 
 from ecgmeta.bilevel.hypergradient import Hypergradient, hypergradient
-from ecgmeta.bilevel.inverse import Identity, Neumann, Result, Solution, Solver
+from ecgmeta.bilevel.implicit_head import ImplicitHead
+from ecgmeta.bilevel.inverse import ConjugateGradient, Identity, Neumann, Nystrom, Result, Solution, Solver
 from ecgmeta.bilevel.loop import Batches, LoaderBatches, MetaState, Report, Schedule, meta_train
 from ecgmeta.bilevel.optimizers import SGD, Adam, Optimizer
 from ecgmeta.bilevel.problem import FeatureModuleProblem, FeatureProblem, ModuleProblem, Problem
-from ecgmeta.bilevel.unroll import FinetuneGradient, Unroll, finetune_gradient
+from ecgmeta.bilevel.products import CentralDifference, DoubleBackward, ForwardOverReverse, choose_products
+from ecgmeta.bilevel.spectrum import Spectrum, lanczos
+from ecgmeta.bilevel.unroll import FinetuneFactor, FinetuneGradient, Unroll
 
 __all__ = [
     "SGD",
     "Adam",
     "Batches",
+    "CentralDifference",
+    "ConjugateGradient",
+    "DoubleBackward",
     "FeatureModuleProblem",
     "FeatureProblem",
+    "FinetuneFactor",
     "FinetuneGradient",
+    "ForwardOverReverse",
     "Hypergradient",
     "Identity",
+    "ImplicitHead",
     "LoaderBatches",
     "MetaState",
     "ModuleProblem",
     "Neumann",
+    "Nystrom",
     "Optimizer",
     "Problem",
     "Report",
@@ -31,8 +42,10 @@ __all__ = [
     "Schedule",
     "Solution",
     "Solver",
+    "Spectrum",
     "Unroll",
-    "finetune_gradient",
+    "choose_products",
     "hypergradient",
+    "lanczos",
     "meta_train",
 ]

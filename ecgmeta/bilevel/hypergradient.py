@@ -2,27 +2,44 @@
 
     dL_FT-val/dφ = −(∂²L_PT/∂φ∂θ)ᵀ · [∂²L_PT/∂θ²]⁻¹ · v,    v = dL_FT-val(FT(θ))/dθ
 
-(Raghu et al., 2021, eq. 3-4: implicit function theorem through pre-training, backpropagation through fine-tuning). One
-function a factor: :func:`~ecgmeta.bilevel.unroll.finetune_gradient` gives v, a solver of :mod:`ecgmeta.bilevel.inverse` gives
-``u ≈ H⁻¹v``, and :class:`~ecgmeta.bilevel.products.Linearization` gives ``Hu`` and ``Mᵀu``.
+(Raghu et al., 2021, eq. 3-4: implicit function theorem through pre-training, backpropagation through fine-tuning).
+One object a factor: :class:`~ecgmeta.bilevel.unroll.Unroll` or :class:`~ecgmeta.bilevel.implicit_head.ImplicitHead` gives
+v, a solver of :mod:`ecgmeta.bilevel.inverse` gives ``u ≈ H⁻¹v``, a route of :mod:`ecgmeta.bilevel.products` ``Hu`` and ``Mᵀu``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from ecgmeta.bilevel.inverse import Result, Solution, Solver
 from ecgmeta.bilevel.optimizers import State
 from ecgmeta.bilevel.problem import Problem, check_scalar
-from ecgmeta.bilevel.products import Linearization, Loss, double_backward
+from ecgmeta.bilevel.products import DoubleBackward, Linearization, Products
 from ecgmeta.bilevel.trees import Tree, is_finite, norm, scale
-from ecgmeta.bilevel.unroll import FinetuneGradient, Unroll, finetune_gradient
+from ecgmeta.bilevel.unroll import FinetuneFactor, FinetuneGradient
 
-Products = Callable[[Loss, Mapping[str, Tensor], Mapping[str, Tensor]], Linearization]
+Reduce = Callable[[Tree], Tree]
+"""Mean over data-parallel ranks. Everything that is a mean over a batch goes through one, so that each rank, holding a part of
+the global batch, ends with the global batch's hypergradient."""
+
+
+def local(tree: Tree) -> Tree:
+    """The :data:`Reduce` of a single process: the tree itself."""
+    return tree
+
+
+@runtime_checkable
+class MixedProductProblem(Protocol):
+    """A problem that knows a cheaper ``Mᵀu`` than any route does, as weighted sums of task losses do."""
+
+    def mixed_product(self, theta: Tree, phi: Tree, batch: Any, u: Tree) -> Tree:
+        """``Mᵀu = ∂⟨∂L_PT/∂θ, u⟩/∂φ``, a tree shaped like φ."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,9 +48,9 @@ class Hypergradient:
 
     Attributes:
         phi: the hypergradient, a tree shaped like φ.
-        finetune: v, the validation loss, and the losses along the unroll.
+        finetune: v, the validation loss, and the losses along fine-tuning.
         inverse: u = H⁻¹v as the solver gave it, with iterations, residual and result.
-        pretrain: loss and gradient of the pre-training batch the products were taken on.
+        pretrain: the pre-training loss and its gradient on the batch the products were taken on.
     """
 
     phi: Tree
@@ -52,7 +69,7 @@ class Hypergradient:
         return self.inverse.result.value if is_finite(self.phi) else Result.NON_FINITE.value
 
     def diagnostics(self) -> dict[str, float]:
-        """Numbers to log: losses, the norm of each factor, and the solver's residual and contraction where known."""
+        """Numbers to log: losses, the norm of each factor, and what the solver knows of itself."""
         values = {
             "validation_loss": float(self.finetune.validation_loss),
             "norm": float(norm(self.phi)),
@@ -63,6 +80,7 @@ class Hypergradient:
         optional = {
             "inverse_residual": self.inverse.residual,
             "inverse_contraction": self.inverse.contraction,
+            "inverse_tail": self.inverse.tail,
         }
         return values | {name: value for name, value in optional.items() if value is not None}
 
@@ -76,29 +94,38 @@ def hypergradient(
     pretrain_batch: Any,
     train_batches: Sequence[Any],
     val_batch: Any,
-    unroll: Unroll,
+    finetune: FinetuneFactor,
     inverse: Solver,
     head_state: State | None = None,
-    products: Products = double_backward,
+    products: Products = DoubleBackward,
+    reduce: Reduce = local,
+    recording: AbstractContextManager[None] | None = None,
 ) -> Hypergradient:
     """``dL_FT-val/dφ`` at (θ, φ, ψ).
 
     Args:
         theta, phi, psi: trees of pre-trained parameters, pre-training hyperparameters and fine-tuning head. Not changed.
         pretrain_batch: the batch on which H and M are taken.
-        train_batches: one fine-tuning training batch a step of the unroll.
+        train_batches: the fine-tuning training batches that ``finetune`` takes.
         val_batch: the fine-tuning validation batch.
-        unroll: the K head steps.
+        finetune: the factor v: K unrolled steps, or the implicit head.
         inverse: the solver for ``H⁻¹v``.
-        head_state: state of the warm head optimiser, carried into the unroll.
+        head_state: state of the warm head optimiser, carried into an unroll.
         products: the route for ``Hu`` and ``Mᵀu``.
+        reduce: mean over data-parallel ranks.
+        recording: entered around the one evaluation of the pre-training loss that may move running statistics.
 
     Raises:
         FloatingPointError: a loss is not finite.
     """
-    finetune = finetune_gradient(problem, theta, psi, train_batches, val_batch, unroll, head_state)
-    check_scalar(finetune.validation_loss, "fine-tuning validation loss")
-    pretrain = products(lambda t, p: problem.pretrain_loss(t, p, pretrain_batch), theta, phi)
+    first = finetune(problem, theta, psi, train_batches, val_batch, head_state)
+    check_scalar(first.validation_loss, "fine-tuning validation loss")
+    v = reduce(first.v)
+    pretrain = products(lambda t, p: problem.pretrain_loss(t, p, pretrain_batch), theta, phi, recording)
+    solution = inverse(lambda u: reduce(pretrain.hvp(u)), v)
+    if isinstance(problem, MixedProductProblem):
+        mixed = problem.mixed_product(dict(theta), dict(phi), pretrain_batch, solution.value)
+    else:
+        mixed = pretrain.mixed(solution.value)
     check_scalar(pretrain.loss, "pre-training loss")
-    solution = inverse(pretrain.hvp, finetune.v)
-    return Hypergradient(scale(-1.0, pretrain.mixed(solution.value)), finetune, solution, pretrain)
+    return Hypergradient(scale(-1.0, reduce(mixed)), first, solution, pretrain)

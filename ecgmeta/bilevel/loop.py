@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from ecgmeta.bilevel.hypergradient import Hypergradient, Products, hypergradient
+from ecgmeta.bilevel.hypergradient import Hypergradient, Reduce, hypergradient, local
 from ecgmeta.bilevel.inverse import Solver
 from ecgmeta.bilevel.optimizers import Optimizer, State
 from ecgmeta.bilevel.problem import Problem, RecordingProblem, check_scalar
-from ecgmeta.bilevel.products import double_backward
+from ecgmeta.bilevel.products import DoubleBackward, Products
 from ecgmeta.bilevel.trees import Tree, clone, detach, gradient, leaves, norm
-from ecgmeta.bilevel.unroll import Unroll
+from ecgmeta.bilevel.unroll import FinetuneFactor
 
 
 @dataclass(frozen=True)
@@ -179,11 +179,14 @@ def meta_train(
     batches: Batches,
     *,
     schedule: Schedule,
-    unroll: Unroll,
+    finetune: FinetuneFactor,
     inverse: Solver,
+    head_optimizer: Optimizer,
+    share: bool = True,
     clip: float | None = None,
     on_failure: Literal["raise", "skip"] = "skip",
-    products: Products = double_backward,
+    products: Products = DoubleBackward,
+    reduce: Reduce = local,
 ) -> Iterator[Report]:
     """Pre-train θ while φ follows its hypergradient (paper, Algorithm 1). The caller drives it and may stop anywhere.
 
@@ -192,75 +195,85 @@ def meta_train(
 
     Args:
         state: changed in place.
+        finetune: the factor v of the φ step.
+        head_optimizer: keeps the head ψ warm between φ steps.
+        share: take the products of a φ step on the batch of its own pre-training step, before θ moves, so that this step's
+            gradient comes with them; False takes them on ``batches.hyper``, after it (the paper).
         clip: largest norm of the hypergradient handed to φ's optimiser; None does not clip.
         on_failure: what to do with a φ step whose inverse product diverged or whose hypergradient is not finite: ``"skip"``
             reports it and goes on, ``"raise"`` raises ``FloatingPointError``.
+        products: the route for Hessian-vector and mixed products.
+        reduce: mean over data-parallel ranks of every gradient and product.
 
     Raises:
         FloatingPointError: a loss is not finite.
     """
     while state.step < schedule.steps:
         step = state.step
-        loss = _pretrain_step(problem, state, batches.pretrain(step))
-        head_loss, hyper, skipped = None, None, None
+        hyper, head_loss, skipped = None, None, None
         if schedule.is_phi_step(step):
-            hyper, skipped = _phi_step(problem, state, batches, step, unroll, inverse, clip, products)
+            batch = batches.pretrain(step)
+            recording = _recording(problem) if share else None
+            if not share:
+                loss = _pretrain_step(problem, state, batch, reduce)
+            hyper = hypergradient(
+                problem,
+                state.theta,
+                state.phi,
+                state.psi,
+                pretrain_batch=batch if share else batches.hyper(step),
+                train_batches=[batches.train(step, k) for k in range(finetune.train_batches)],
+                val_batch=batches.validation(step),
+                finetune=finetune,
+                inverse=inverse,
+                head_state=state.head_state,
+                products=products,
+                reduce=reduce,
+                recording=recording,
+            )
+            if share:
+                loss = float(hyper.pretrain.loss)
+                _apply(state.theta_optimizer, state.theta, reduce(hyper.pretrain.gradient))
+            skipped = None if hyper.ok else hyper.message
             if skipped and on_failure == "raise":
                 raise FloatingPointError(f"step {step}: {skipped}")
-        elif schedule.period > 0:
-            head_loss = _head_step(problem, state, batches.train(step, 0), unroll.optimizer)
+            if not skipped:
+                _phi_step(state, hyper.phi, clip)
+        else:
+            loss = _pretrain_step(problem, state, batches.pretrain(step), reduce)
+            if schedule.period > 0:
+                head_loss = _head_step(problem, state, batches.train(step, 0), head_optimizer, reduce)
         state.step = step + 1
         yield Report(step, loss, head_loss, hyper, skipped, {} if hyper is None else hyper.diagnostics())
 
 
-def _pretrain_step(problem: Problem, state: MetaState, batch: Any) -> float:
-    with problem.recording() if isinstance(problem, RecordingProblem) else nullcontext():
+def _recording(problem: Problem) -> AbstractContextManager[None]:
+    return problem.recording() if isinstance(problem, RecordingProblem) else nullcontext()
+
+
+def _pretrain_step(problem: Problem, state: MetaState, batch: Any, reduce: Reduce) -> float:
+    with _recording(problem):
         loss = problem.pretrain_loss(state.theta, detach(state.phi), batch)
     check_scalar(loss, "pre-training loss")
-    _apply(state.theta_optimizer, state.theta, gradient(loss, state.theta))
+    _apply(state.theta_optimizer, state.theta, reduce(gradient(loss, state.theta)))
     return float(loss.detach())
 
 
-def _head_step(problem: Problem, state: MetaState, batch: Any, optimizer: Optimizer) -> float:
+def _head_step(problem: Problem, state: MetaState, batch: Any, optimizer: Optimizer, reduce: Reduce) -> float:
     psi = leaves(state.psi)
     loss = problem.finetune_loss(detach(state.theta), psi, batch)
     check_scalar(loss, "fine-tuning loss")
     if state.head_state is None:
         state.head_state = optimizer.init(state.psi)
-    state.psi, state.head_state = optimizer.update(state.psi, gradient(loss, psi), state.head_state)
+    state.psi, state.head_state = optimizer.update(state.psi, reduce(gradient(loss, psi)), state.head_state)
     return float(loss.detach())
 
 
-def _phi_step(
-    problem: Problem,
-    state: MetaState,
-    batches: Batches,
-    step: int,
-    unroll: Unroll,
-    inverse: Solver,
-    clip: float | None,
-    products: Products,
-) -> tuple[Hypergradient, str | None]:
-    result = hypergradient(
-        problem,
-        state.theta,
-        state.phi,
-        state.psi,
-        pretrain_batch=batches.hyper(step),
-        train_batches=[batches.train(step, k) for k in range(unroll.steps)],
-        val_batch=batches.validation(step),
-        unroll=unroll,
-        inverse=inverse,
-        head_state=state.head_state,
-        products=products,
-    )
-    if not result.ok:
-        return result, result.message
+def _phi_step(state: MetaState, grads: Tree, clip: float | None) -> None:
     if state.phi_optimizer is None:
         raise ValueError("a φ step needs state.phi_optimizer")
-    factor = 1.0 if clip is None else min(1.0, clip / max(float(norm(result.phi)), 1e-300))
-    _apply(state.phi_optimizer, state.phi, {name: factor * g for name, g in result.phi.items()})
-    return result, None
+    factor = 1.0 if clip is None else min(1.0, clip / max(float(norm(grads)), 1e-300))
+    _apply(state.phi_optimizer, state.phi, {name: factor * g for name, g in grads.items()})
 
 
 def _apply(optimizer: torch.optim.Optimizer, params: Tree, grads: dict[str, Tensor]) -> None:

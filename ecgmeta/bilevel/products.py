@@ -1,51 +1,306 @@
 """Products with the second derivatives of the pre-training loss: ``Hu`` and ``Mᵀu``.
 
-``H = ∂²L_PT/∂θ²`` and ``M = ∂²L_PT/∂θ∂φ`` are never formed. One function a route; each returns a :class:`Linearization`.
+``H = ∂²L_PT/∂θ²`` and ``M = ∂²L_PT/∂θ∂φ`` are never formed. Both products are one directional derivative of a first-order
+gradient, ``(Hu, Mᵀu) = d/dε ∇_{θ,φ} L_PT(θ + εu, φ)``; a route is a way to take it. One function a route, one call shape,
+``route(loss, theta, phi) -> Linearization``.
+
+Reverse over forward (``grad`` of ``jvp``) is not offered: it is silently wrong through normalisation layers in train mode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from ecgmeta.bilevel.trees import Tree, detach, gradient, leaves
+from ecgmeta.bilevel.trees import Tree, axpy, detach, dot, gradient, leaves, norm, scale
 
 Loss = Callable[[Tree, Tree], Tensor]
 
 
-@dataclass(frozen=True)
-class Linearization:
+class Linearization(Protocol):
     """The pre-training loss at one (θ, φ) and batch, ready for products.
 
-    Attributes:
-        loss: ``L_PT(θ, φ)``, detached.
-        gradient: ``∂L_PT/∂θ``, detached: an ordinary pre-training step on this batch may use it.
-        hvp: ``u ↦ H u``, a tree shaped like θ.
-        mixed: ``u ↦ Mᵀ u = ∂⟨∂L_PT/∂θ, u⟩/∂φ``, a tree shaped like φ.
+    The work is done when it is first needed. ``loss`` and ``gradient`` come with the first product wherever a route
+    computes them anyway, so an ordinary pre-training step on this batch may use them for nothing.
     """
 
-    loss: Tensor
-    gradient: Tree
-    hvp: Callable[[Tree], Tree]
-    mixed: Callable[[Tree], Tree]
+    @property
+    def loss(self) -> Tensor:
+        """``L_PT(θ, φ)``, detached."""
+        ...
+
+    @property
+    def gradient(self) -> Tree:
+        """``∂L_PT/∂θ``, detached."""
+        ...
+
+    def hvp(self, u: Tree) -> Tree:
+        """``H u``, a tree shaped like θ."""
+        ...
+
+    def mixed(self, u: Tree) -> Tree:
+        """``Mᵀ u = ∂⟨∂L_PT/∂θ, u⟩/∂φ``, a tree shaped like φ."""
+        ...
 
 
-def double_backward(loss: Loss, theta: Mapping[str, Tensor], phi: Mapping[str, Tensor]) -> Linearization:
+class Products(Protocol):
+    """A route to the products. ``recording`` is entered around the one evaluation that may move running statistics."""
+
+    def __call__(
+        self,
+        loss: Loss,
+        theta: Mapping[str, Tensor],
+        phi: Mapping[str, Tensor],
+        recording: AbstractContextManager[None] | None = None,
+    ) -> Linearization: ...
+
+
+class _Evaluated:
+    """What the routes share: the point, and what its first evaluation left."""
+
+    def __init__(
+        self,
+        loss: Loss,
+        theta: Mapping[str, Tensor],
+        phi: Mapping[str, Tensor],
+        recording: AbstractContextManager[None] | None,
+    ) -> None:
+        self._function, self._theta, self._phi = loss, detach(theta), detach(phi)
+        self._recording: AbstractContextManager[None] | None = recording
+        self._loss: Tensor | None = None
+        self._gradient: Tree | None = None
+
+    @property
+    def loss(self) -> Tensor:
+        return self._point()[0]
+
+    @property
+    def gradient(self) -> Tree:
+        return self._point()[1]
+
+    def _point(self) -> tuple[Tensor, Tree]:
+        if self._loss is None or self._gradient is None:
+            theta = leaves(self._theta)
+            with self._first():
+                value = self._function(theta, self._phi)
+            self._loss, self._gradient = value.detach(), detach(gradient(value, theta))
+        return self._loss, self._gradient
+
+    def _first(self) -> AbstractContextManager[None]:
+        recording, self._recording = self._recording, None
+        return recording or nullcontext()
+
+
+class DoubleBackward(_Evaluated):
     """Reverse over reverse: the gradient is built with its graph once, and each product is one pass back through it.
 
-    Exact for every operation whose backward is differentiable. The graph lives as long as the returned object.
+    Exact for every operation whose backward is differentiable; missing for fused attention and under ``torch.compile``. The
+    graph lives as long as the object.
     """
-    theta, phi = leaves(theta), leaves(phi)
-    value = loss(theta, phi)
-    grads = gradient(value, theta, create_graph=True)
-    outputs = list(grads.values())
 
-    def hvp(u: Tree) -> Tree:
-        return detach(gradient(outputs, theta, grad_outputs=[u[name] for name in grads], retain_graph=True))
+    def __init__(
+        self,
+        loss: Loss,
+        theta: Mapping[str, Tensor],
+        phi: Mapping[str, Tensor],
+        recording: AbstractContextManager[None] | None = None,
+    ) -> None:
+        super().__init__(loss, theta, phi, recording)
+        self._leaves, self._phi_leaves = leaves(theta), leaves(phi)
+        with self._first():
+            value = loss(self._leaves, self._phi_leaves)
+        self._graph = gradient(value, self._leaves, create_graph=True)
+        self._loss, self._gradient = value.detach(), detach(self._graph)
 
-    def mixed(u: Tree) -> Tree:
-        return detach(gradient(outputs, phi, grad_outputs=[u[name] for name in grads], retain_graph=True))
+    def hvp(self, u: Tree) -> Tree:
+        return self._product(self._leaves, u)
 
-    return Linearization(value.detach(), detach(grads), hvp, mixed)
+    def mixed(self, u: Tree) -> Tree:
+        return self._product(self._phi_leaves, u)
+
+    def _product(self, inputs: Tree, u: Tree) -> Tree:
+        outputs = list(self._graph.values())
+        weights = [u[name] for name in self._graph]
+        return detach(gradient(outputs, inputs, grad_outputs=weights, retain_graph=True))
+
+
+class ForwardOverReverse(_Evaluated):
+    """A tangent carried through the forward pass and through its backward pass.
+
+    Exact, and holds no graph between products. Each product evaluates the gradient anew, so the first one brings ``loss`` and
+    ``gradient`` along. Missing where an operation has no forward derivative (GroupNorm, ``grid_sample``).
+    """
+
+    def hvp(self, u: Tree) -> Tree:
+        return self._product(u, with_phi=False)
+
+    def mixed(self, u: Tree) -> Tree:
+        return self._product(u, with_phi=True)
+
+    def _product(self, u: Tree, with_phi: bool) -> Tree:
+        with forward_ad.dual_level():
+            # A dual tensor made from a leaf that requires a gradient carries both derivatives.
+            theta = {
+                n: forward_ad.make_dual(v.requires_grad_(), u[n]) for n, v in detach(self._theta).items()
+            }
+            phi = leaves(self._phi) if with_phi else self._phi
+            with self._first():
+                value = self._function(theta, phi)
+            grads = gradient(value, theta | phi if with_phi else theta)
+            parts = {name: forward_ad.unpack_dual(grad) for name, grad in grads.items()}
+            if self._gradient is None:
+                self._loss = forward_ad.unpack_dual(value).primal.detach()
+                self._gradient = {name: parts[name].primal.detach() for name in theta}
+            return {
+                name: torch.zeros_like(grads[name])
+                if parts[name].tangent is None
+                else parts[name].tangent.detach()
+                for name in (phi if with_phi else theta)
+            }
+
+
+@dataclass(frozen=True)
+class CentralDifference:
+    """``(∇L(θ + εu) − ∇L(θ − εu)) / 2ε`` with ``ε = step · (1 + ‖θ‖) / ‖u‖``: two first-order gradients a product.
+
+    Error ``O(step²)`` from the third derivative, plus rounding of about ``eps·‖∇L‖/ε``. In float32 it can be anything: take
+    it only where :func:`probe` has measured it on the problem at hand.
+    """
+
+    step: float = 1e-3
+
+    def __call__(
+        self,
+        loss: Loss,
+        theta: Mapping[str, Tensor],
+        phi: Mapping[str, Tensor],
+        recording: AbstractContextManager[None] | None = None,
+    ) -> Linearization:
+        return _Difference(loss, theta, phi, recording, self.step)
+
+
+class _Difference(_Evaluated):
+    def __init__(
+        self,
+        loss: Loss,
+        theta: Mapping[str, Tensor],
+        phi: Mapping[str, Tensor],
+        recording: AbstractContextManager[None] | None,
+        step: float,
+    ) -> None:
+        super().__init__(loss, theta, phi, recording)
+        self._step = step
+
+    def hvp(self, u: Tree) -> Tree:
+        return self._product(u, with_phi=False)
+
+    def mixed(self, u: Tree) -> Tree:
+        return self._product(u, with_phi=True)
+
+    def _product(self, u: Tree, with_phi: bool) -> Tree:
+        size = norm(u)
+        if float(size) == 0:
+            return {
+                name: torch.zeros_like(value)
+                for name, value in (self._phi if with_phi else self._theta).items()
+            }
+        epsilon = self._step * (1 + norm(self._theta)) / size
+        ends = []
+        for sign in (1.0, -1.0):
+            theta, phi = leaves(axpy(sign * epsilon, u, self._theta)), leaves(self._phi)
+            ends.append(detach(gradient(self._function(theta, phi), phi if with_phi else theta)))
+        return scale(0.5 / epsilon, axpy(-1.0, ends[1], ends[0]))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One route measured against double backward on a problem.
+
+    Attributes:
+        route: the route.
+        hvp_error, mixed_error: relative error of each product on a random direction; infinite where the route fails.
+        seconds: time of one product of each kind.
+        failure: why the route cannot be taken, or an empty string.
+    """
+
+    route: Products
+    hvp_error: float
+    mixed_error: float
+    seconds: float
+    failure: str = ""
+
+    @property
+    def error(self) -> float:
+        return max(self.hvp_error, self.mixed_error)
+
+
+def probe(
+    route: Products,
+    loss: Loss,
+    theta: Mapping[str, Tensor],
+    phi: Mapping[str, Tensor],
+    u: Tree,
+    reference: tuple[Tree, Tree],
+) -> Probe:
+    """Time a route and compare its ``Hu`` and ``Mᵀu`` with ``reference``."""
+    start = time.perf_counter()
+    try:
+        point = route(loss, theta, phi)
+        found = point.hvp(u), point.mixed(u)
+    except (
+        RuntimeError,
+        NotImplementedError,
+    ) as error:  # what torch raises for a derivative that it does not have
+        return Probe(route, float("inf"), float("inf"), float("inf"), str(error).splitlines()[0])
+    seconds = time.perf_counter() - start
+    errors = [_relative(a, b) for a, b in zip(found, reference, strict=True)]
+    return Probe(route, errors[0], errors[1], seconds)
+
+
+def choose_products(
+    loss: Loss,
+    theta: Mapping[str, Tensor],
+    phi: Mapping[str, Tensor],
+    *,
+    candidates: Sequence[Products] | None = None,
+    tolerance: float = 1e-2,
+    seed: int = 0,
+) -> tuple[Products, list[Probe]]:
+    """The fastest candidate whose products agree with double backward on this problem, and every candidate's probe.
+
+    Args:
+        candidates: routes to try, by default the two exact ones; add ``CentralDifference(step)`` to let it compete.
+        tolerance: largest relative error. Two exact routes differ by rounding alone, which a badly conditioned loss amplifies.
+        seed: of the random direction.
+
+    Raises:
+        RuntimeError: double backward itself fails here, so nothing can be compared.
+    """
+    if candidates is None:
+        candidates = [DoubleBackward, ForwardOverReverse]
+    generator = torch.Generator().manual_seed(seed)
+    u = {n: torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device) for n, v in theta.items()}
+    point = DoubleBackward(loss, theta, phi)
+    reference = point.hvp(u), point.mixed(u)
+    probes = [probe(route, loss, theta, phi, u, reference) for route in candidates]
+    passed = [p for p in probes if p.error <= tolerance]
+    return (min(passed, key=lambda p: p.seconds).route if passed else DoubleBackward), probes
+
+
+def _relative(found: Tree, expected: Tree) -> float:
+    size = float(norm(expected))
+    error = float(norm(axpy(-1.0, expected, found)))
+    return error / size if size else error
+
+
+def cosine(a: Tree, b: Tree) -> float:
+    """Cosine of the angle between two trees; 0 where one of them is zero."""
+    sizes = float(norm(a)) * float(norm(b))
+    return float(dot(a, b)) / sizes if sizes else 0.0

@@ -54,6 +54,17 @@ def norm(x: Mapping[str, Tensor]) -> Tensor:
     return dot(x, x).sqrt()
 
 
+def flatten(tree: Mapping[str, Tensor]) -> Tensor:
+    """All entries as one vector."""
+    return torch.cat([value.reshape(-1) for value in tree.values()])
+
+
+def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Tree:
+    """The inverse of :func:`flatten`, with the names and shapes of ``like``."""
+    parts = vector.split([value.numel() for value in like.values()])
+    return {name: part.reshape(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
+
+
 def is_finite(tree: Mapping[str, Tensor]) -> bool:
     return all(bool(torch.isfinite(value).all()) for value in tree.values())
 

@@ -2,123 +2,205 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ecgmeta.bilevel.optimizers import Optimizer, State
 from ecgmeta.bilevel.problem import FeatureProblem, Problem
-from ecgmeta.bilevel.trees import Tree, detach, gradient, leaves
-
-
-@dataclass(frozen=True)
-class Unroll:
-    """K differentiable steps on the fine-tuning head ψ, started from its current value.
-
-    Args:
-        steps: K, ``FT(θ) = ψ_K`` with ``ψ_{k+1} = opt(ψ_k, ∂L_FT(θ, ψ_k; train batch k)/∂ψ)``.
-        optimizer: :class:`~ecgmeta.bilevel.optimizers.SGD` or :class:`~ecgmeta.bilevel.optimizers.Adam`.
-    """
-
-    steps: int
-    optimizer: Optimizer
-
-    def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise ValueError(f"Unroll needs steps >= 0, got {self.steps}")
+from ecgmeta.bilevel.trees import Tree, axpy, clone, detach, gradient, leaves, zeros_like
 
 
 @dataclass(frozen=True)
 class FinetuneGradient:
-    """``v`` and what the unrolled fine-tuning looked like.
+    """``v`` and what fine-tuning looked like.
 
     Attributes:
-        v: ``dL_FT-val(θ, ψ_K(θ))/dθ``, a tree shaped like θ; zeros where fine-tuning does not use a parameter.
-        validation_loss: ``L_FT-val`` after the K steps.
+        v: ``dL_FT-val(FT(θ))/dθ``, a tree shaped like θ; zeros where fine-tuning does not use a parameter.
+        validation_loss: ``L_FT-val`` after fine-tuning.
         train_losses: ``L_FT`` before each of the K steps.
-        psi: ψ_K, detached.
     """
 
     v: Tree
     validation_loss: Tensor
     train_losses: tuple[Tensor, ...]
-    psi: Tree
 
 
-def finetune_gradient(
-    problem: Problem,
-    theta: Mapping[str, Tensor],
-    psi: Mapping[str, Tensor],
-    train_batches: Sequence[Any],
-    val_batch: Any,
-    unroll: Unroll,
-    head_state: State | None = None,
-) -> FinetuneGradient:
-    """First factor: backpropagation through K unrolled head steps (paper, Algorithm 1, line 5).
+class FinetuneFactor(Protocol):
+    """A way to fine-tune that can be differentiated: :class:`Unroll`, :class:`~ecgmeta.bilevel.implicit_head.ImplicitHead`."""
+
+    @property
+    def train_batches(self) -> int:
+        """How many fine-tuning training batches it takes."""
+        ...
+
+    def __call__(
+        self,
+        problem: Problem,
+        theta: Mapping[str, Tensor],
+        psi: Mapping[str, Tensor],
+        train_batches: Sequence[Any],
+        val_batch: Any,
+        head_state: State | None = None,
+    ) -> FinetuneGradient: ...
+
+
+@dataclass(frozen=True)
+class Unroll:
+    """K differentiable optimiser steps, started from the warm head (paper, Algorithm 1, line 5).
+
+    ``w_{k+1} = opt(w_k, ∂L_FT(w_k; train batch k)/∂w)`` on ``w = ψ``, or on ``w = (θ, ψ)`` with ``encoder=True``; then
+    ``v = dL_FT-val(w_K)/dθ``. The steps are differentiated backwards one at a time, each rebuilt when its turn comes, so the
+    memory of activations does not grow with K; the trajectory of w (and of the optimiser's state) is kept.
 
     Args:
-        train_batches: K fine-tuning training batches.
-        head_state: the warm head optimiser's state; a fresh one where None.
+        steps: K.
+        optimizer: :class:`~ecgmeta.bilevel.optimizers.SGD` or :class:`~ecgmeta.bilevel.optimizers.Adam`.
+        encoder: whether θ is fine-tuned as well (the paper's definition; its released code trains the head alone).
     """
-    if len(train_batches) != unroll.steps:
-        raise ValueError(
-            f"Unroll of {unroll.steps} steps needs as many train batches, got {len(train_batches)}"
+
+    steps: int
+    optimizer: Optimizer
+    encoder: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError(f"Unroll needs steps >= 0, got {self.steps}")
+
+    @property
+    def train_batches(self) -> int:
+        return self.steps
+
+    def __call__(
+        self,
+        problem: Problem,
+        theta: Mapping[str, Tensor],
+        psi: Mapping[str, Tensor],
+        train_batches: Sequence[Any],
+        val_batch: Any,
+        head_state: State | None = None,
+    ) -> FinetuneGradient:
+        """``head_state`` is the warm head optimiser's state; a fresh one where None."""
+        if len(train_batches) != self.steps:
+            raise ValueError(
+                f"Unroll of {self.steps} steps needs as many train batches, got {len(train_batches)}"
+            )
+        batches = [*train_batches, val_batch]
+        theta, psi = detach(theta), detach(psi)
+        state = (
+            self.optimizer.init(psi) if head_state is None else {n: detach(t) for n, t in head_state.items()}
         )
-    batches = [*train_batches, val_batch]
-    if isinstance(problem, FeatureProblem):
-        return _through_features(problem, theta, psi, batches, unroll, head_state)
-    theta = leaves(theta)
-    losses = _Steps([lambda p, b=b: problem.finetune_loss(theta, p, b) for b in batches], unroll)
-    val, trained, train_losses = losses.run(psi, head_state)
-    return FinetuneGradient(detach(gradient(val, theta)), val.detach(), train_losses, trained)
+        if self.encoder:
+            return self._everything(problem, theta, psi, batches, state)
+        if isinstance(problem, FeatureProblem):
+            return self._through_features(problem, theta, psi, batches, state)
+        losses = [lambda t, p, b=b: problem.finetune_loss(t, p, b) for b in batches]
+        passed = _differentiate(losses, self.optimizer, theta, psi, state)
+        return FinetuneGradient(passed.shared, passed.loss, passed.train_losses)
+
+    def _everything(
+        self, problem: Problem, theta: Tree, psi: Tree, batches: Sequence[Any], state: State
+    ) -> FinetuneGradient:
+        # A new optimiser for θ beside the warm one for ψ, as fine-tuning would start.
+        fresh = self.optimizer.init(theta)
+        joint = {n: _prefix("theta", fresh[n]) | _prefix("psi", tree) for n, tree in state.items()}
+        params = _prefix("theta", theta) | _prefix("psi", psi)
+        losses = [
+            lambda _, p, b=b: problem.finetune_loss(_strip("theta", p), _strip("psi", p), b) for b in batches
+        ]
+        passed = _differentiate(losses, self.optimizer, {}, params, joint)
+        return FinetuneGradient(_strip("theta", passed.params), passed.loss, passed.train_losses)
+
+    def _through_features(
+        self, problem: FeatureProblem, theta: Tree, psi: Tree, batches: Sequence[Any], state: State
+    ) -> FinetuneGradient:
+        """The head's steps touch θ only through the features: differentiate at those, then once through the encoder."""
+        features = encode(problem, theta, batches)
+        losses = [lambda f, p, k=k, b=b: problem.head_loss(f[str(k)], p, b) for k, b in enumerate(batches)]
+        passed = _differentiate(losses, self.optimizer, features, psi, state)
+        return FinetuneGradient(
+            pull_back(problem, theta, batches, passed.shared), passed.loss, passed.train_losses
+        )
 
 
-def _through_features(
-    problem: FeatureProblem,
-    theta: Mapping[str, Tensor],
-    psi: Mapping[str, Tensor],
-    batches: Sequence[Any],
-    unroll: Unroll,
-    head_state: State | None,
-) -> FinetuneGradient:
-    """The same v by the chain rule at the features ``f_k = features(θ, batch_k)``.
-
-    The head's steps touch θ only through the features, so ``v = Σ_k (∂f_k/∂θ)ᵀ ∂L/∂f_k``. Features are computed
-    without a graph, the K steps are differentiated on them alone, and each batch's encoder graph is rebuilt when its
-    turn comes: one encoder graph is alive at a time, so memory does not grow with K.
-    """
+def encode(problem: FeatureProblem, theta: Tree, batches: Sequence[Any]) -> Tree:
+    """Features of each batch, by number, without a graph. A batch that stands twice is encoded once."""
+    found: dict[int, Tensor] = {}
     with torch.no_grad():
-        cached = [problem.features(detach(theta), batch) for batch in batches]
-    nodes = [value.detach().requires_grad_() for value in cached]
-    steps = _Steps(
-        [lambda p, f=f, b=b: problem.head_loss(f, p, b) for f, b in zip(nodes, batches, strict=True)], unroll
-    )
-    val, trained, train_losses = steps.run(psi, head_state)
-    cotangents = gradient(val, {str(k): node for k, node in enumerate(nodes)})
-    theta = leaves(theta)
-    v = {name: torch.zeros_like(value) for name, value in theta.items()}
+        for batch in batches:
+            if id(batch) not in found:
+                found[id(batch)] = problem.features(theta, batch).detach()
+    return {str(k): found[id(batch)] for k, batch in enumerate(batches)}
+
+
+def pull_back(problem: FeatureProblem, theta: Tree, batches: Sequence[Any], cotangents: Tree) -> Tree:
+    """``Σ_k (∂features_k/∂θ)ᵀ cotangent_k``, one encoder graph at a time, one for batches that are the same object."""
+    groups: dict[int, tuple[Any, Tensor]] = {}
     for k, batch in enumerate(batches):
-        cotangent = cotangents[str(k)]
-        part = gradient([problem.features(theta, batch)], theta, grad_outputs=[cotangent])
-        v = {name: value + part[name] for name, value in v.items()}
-    return FinetuneGradient(v, val.detach(), train_losses, trained)
+        already = groups[id(batch)][1] if id(batch) in groups else 0.0
+        groups[id(batch)] = (batch, cotangents[str(k)] + already)
+    total = zeros_like(theta)
+    for batch, cotangent in groups.values():
+        nodes = leaves(theta)
+        total = axpy(1.0, gradient([problem.features(nodes, batch)], nodes, grad_outputs=[cotangent]), total)
+    return total
 
 
-class _Steps:
-    """K optimiser steps on ψ along the first K losses, then the last loss, in one graph."""
+@dataclass(frozen=True)
+class _Passed:
+    loss: Tensor
+    train_losses: tuple[Tensor, ...]
+    shared: Tree  # derivative with respect to what the losses share
+    params: Tree  # and with respect to where the steps started
 
-    def __init__(self, losses: Sequence[Any], unroll: Unroll) -> None:
-        self.losses, self.optimizer = losses, unroll.optimizer
 
-    def run(self, psi: Mapping[str, Tensor], state: State | None) -> tuple[Tensor, Tree, tuple[Tensor, ...]]:
-        params: Tree = leaves(psi)
-        state = self.optimizer.init(params) if state is None else state
-        train_losses = []
-        for loss in self.losses[:-1]:
-            value = loss(params)
-            params, state = self.optimizer.update(params, gradient(value, params, create_graph=True), state)
-            train_losses.append(value.detach())
-        return self.losses[-1](params), detach(params), tuple(train_losses)
+def _differentiate(
+    losses: Sequence[Callable[[Tree, Tree], Tensor]],
+    optimizer: Optimizer,
+    shared: Tree,
+    params: Tree,
+    state: State,
+) -> _Passed:
+    """Steps along ``losses[:-1]``, then ``losses[-1]``, and its derivative by reverse accumulation over the steps."""
+    trajectory: list[tuple[Tree, State]] = []
+    train_losses = []
+    for loss in losses[:-1]:
+        trajectory.append((params, state))
+        nodes = leaves(params)
+        value = loss(shared, nodes)
+        train_losses.append(value.detach())
+        new, new_state = optimizer.update(params, gradient(value, nodes), state)
+        params, state = detach(new), {name: detach(tree) for name, tree in new_state.items()}
+    shared_nodes, nodes = leaves(shared), leaves(params)
+    value = losses[-1](shared_nodes, nodes)
+    both = gradient(value, _prefix("s", shared_nodes) | _prefix("p", nodes))
+    total, bar = _strip("s", both), _strip("p", both)
+    state_bar = {name: zeros_like(tree) for name, tree in state.items()}
+    for loss, (before, state_before) in zip(reversed(losses[:-1]), reversed(trajectory), strict=True):
+        shared_nodes, nodes = leaves(shared), leaves(before)
+        # Cloned as well as cut: several state trees may share one tensor, and each needs its own derivative.
+        state_nodes = {name: leaves(clone(tree)) for name, tree in state_before.items()}
+        grads = gradient(loss(shared_nodes, nodes), nodes, create_graph=True)
+        after, state_after = optimizer.update(nodes, grads, state_nodes)
+        outputs = [*after.values(), *(t for tree in state_after.values() for t in tree.values())]
+        weights = [*(bar[n] for n in after), *(t for n in state_after for t in state_bar[n].values())]
+        inputs = _prefix("s", shared_nodes) | _prefix("p", nodes)
+        for name, tree in state_nodes.items():
+            inputs |= _prefix(f"state.{name}", tree)
+        back = gradient(outputs, inputs, grad_outputs=weights)
+        total = axpy(1.0, _strip("s", back), total)
+        bar = _strip("p", back)
+        state_bar = {name: _strip(f"state.{name}", back) for name in state_nodes}
+    return _Passed(value.detach(), tuple(train_losses), total, bar)
+
+
+def _prefix(prefix: str, tree: Mapping[str, Tensor]) -> Tree:
+    return {f"{prefix}/{name}": value for name, value in tree.items()}
+
+
+def _strip(prefix: str, tree: Mapping[str, Tensor]) -> Tree:
+    start = f"{prefix}/"
+    return {name[len(start) :]: value for name, value in tree.items() if name.startswith(start)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +42,7 @@ class Normalize(nn.Module):
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
-    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(min(8, channels), channels)
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(math.gcd(8, channels), channels)
 
 
 def _conv(channels_in: int, channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -95,7 +97,9 @@ class ResNet1d(nn.Module, Pretrained):
         super().__init__()
         if norm not in ("batch", "group"):
             raise InputError("encoder", "norm", repr(norm), "'batch' or 'group'")
-        self.leads, self.fs, self.lead_names = leads, fs, lead_names
+        self.leads, self.fs = leads, fs
+        # A saved configuration is JSON, which gives a tuple back as a list.
+        self.lead_names = None if lead_names is None else tuple(lead_names)
         self.num_features = width * 2 ** (len(blocks) - 1)
         self.normalize = Normalize(leads)
         self.stem = nn.Sequential(_conv(leads, width, kernel, 2), _norm(norm, width), nn.ReLU())

@@ -55,8 +55,16 @@ class Cohort:
         return chosen.subset(train), chosen.subset(validation)
 
 
-def load(config: Experiment, progress: Report | None = None) -> Cohort:
+def load(
+    config: Experiment, progress: Report | None = None, test_patients: frozenset[str] | None = None
+) -> Cohort:
     """Read every source once, join signals that stand under two names, and split by patient.
+
+    Args:
+        config: which sources, and how they are split.
+        progress: told what is being read.
+        test_patients: the test patients of a run that has begun, where no folds name them: another label set would
+            stratify anew, and so test on patients that pre-training has seen.
 
     Raises:
         InputError: a source is missing or broken, or a part of the split would be empty.
@@ -78,27 +86,39 @@ def load(config: Experiment, progress: Report | None = None) -> Cohort:
     if progress is not None:
         progress(1, 1, "looking for duplicate signals")
     labelled.meta = pool.meta.iloc[: len(labelled)].reset_index(drop=True)
-    train, test = _split(config, labelled)
-    test_patients = set(test.meta["patient"])
+    train, test = _split(config, labelled, test_patients)
+    held_out = set(test.meta["patient"]) | (test_patients or set())
     used = np.concatenate(
         [np.full(len(d), any(d is s for s in sources)) for d in distinct]
     )  # the labelled source need not be pre-trained on
-    used &= ~pool.meta["patient"].isin(test_patients).to_numpy()
+    used &= ~pool.meta["patient"].isin(held_out).to_numpy()
     if data.train_folds:
         fold = pool.meta["fold"]
         used &= (fold.isna() | fold.isin(data.train_folds)).fillna(True).to_numpy(dtype=bool)
     if used.sum() < 2:
         raise InputError("data.pretrain", "recordings outside the test set", int(used.sum()), "at least 2")
     skipped = [line for d in distinct for line in d.skipped]
-    return Cohort(pool.subset(np.flatnonzero(used)), train, test, skipped, _notes(data, groups, skipped))
+    # A source that is read both with labels and in windows stands in the pool twice: that is one name, not two.
+    before = pool.meta["patient_before"]
+    twice = sum(before.iloc[group].nunique() > 1 for group in groups)
+    return Cohort(pool.subset(np.flatnonzero(used)), train, test, skipped, _notes(data, twice, skipped))
 
 
-def _split(config: Experiment, labelled: ECGDataset) -> tuple[ECGDataset, ECGDataset]:
+def _split(
+    config: Experiment, labelled: ECGDataset, test_patients: frozenset[str] | None
+) -> tuple[ECGDataset, ECGDataset]:
     from ecgmeta.data.splits import official_folds, patient_split
 
     data = config.data
     if data.train_folds:
         train, _, test = official_folds(labelled.meta, data.train_folds, (), data.test_folds)
+    elif test_patients is not None:
+        held_out = labelled.meta["patient"].isin(test_patients).to_numpy()
+        train, test = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        if not (len(train) and len(test)):
+            raise InputError(
+                data.finetune, "test patients", f"{len(test)} of {len(labelled)} recordings", "some, not all"
+            )
     else:
         fractions = (1 - data.test_fraction, data.test_fraction)
         train, test = patient_split(
@@ -147,13 +167,13 @@ def _source(
     return LUDB(root, **options) if kind == "ludb" else WFDBFolder(root, **options)
 
 
-def _notes(data: Data, groups: list[list[int]], skipped: list[str]) -> list[str]:
+def _notes(data: Data, groups: int, skipped: list[str]) -> list[str]:
     notes = []
     if any(spec.startswith("synthetic") for spec in [*data.pretrain, data.finetune]):
         notes.append("Synthetic recordings: these numbers say nothing about patients.")
     if groups:
         notes.append(
-            f"{len(groups)} signals stand under two or more names; each group counts as one patient and stays on one side."
+            f"{groups} signals stand under two or more names; each group counts as one patient and stays on one side."
         )
     if skipped:
         notes.append(f"{len(skipped)} recordings were left out; the run folder lists why.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ BASELINES = {
     "random": "random encoder, linear head",
 }
 PROTOCOLS = ("full", "linear")
+ENCODERS = ("resnet18", "resnet34")  # as `ecgmeta.encoders.list_encoders`, which takes torch to ask
+WARP_SAMPLES = 211  # what the warp's four convolutions need
 STAGES = ("pretrain", "finetune", "evaluate", "report")
 
 
@@ -158,67 +161,94 @@ def _long_form(text: str) -> str:
     return f"finetune.labels=[{value.strip('[]')}]" if key == "labels" and equals else text
 
 
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "pretrain.arm": tuple(ARMS),
+    "compare": tuple(ARMS),
+    "baselines": tuple(BASELINES),
+    "evaluate.reference": (*ARMS, *BASELINES),
+    "encoder.name": ENCODERS,
+    "encoder.norm": ("batch", "group"),
+    "finetune.protocols": PROTOCOLS,
+    "through": STAGES,
+    "meta.inverse": ("neumann", "identity"),
+    "meta.on_failure": ("skip", "raise"),
+    "data.label_policy": ("benchmark", "paper"),
+    "data.windows": ("first", "all"),
+    "data.on_error": ("raise", "skip"),
+    "accelerator": ("cpu", "cuda", "auto"),
+}
+_POSITIVE = (
+    *("data.fs", "data.duration", "data.synthetic.n", "encoder.width"),
+    *("pretrain.epochs", "pretrain.lr", "pretrain.temperature", "pretrain.projection"),
+    *("pretrain.log_every", "pretrain.checkpoint_every"),
+    *(
+        "meta.labels",
+        "meta.period",
+        "meta.batch_size",
+        "meta.step_size",
+        "meta.head_lr",
+        "meta.lr",
+        "meta.eps",
+    ),
+    *("finetune.seeds", "finetune.epochs", "finetune.batch_size", "finetune.lr"),
+)
+_NOT_NEGATIVE = (
+    *("data.min_positives", "augment.noise", "pretrain.max_steps", "finetune.patience", "evaluate.bootstrap"),
+    *("meta.warmup_epochs", "meta.unroll", "meta.terms", "meta.damping", "meta.magnitude_lr", "meta.clip"),
+)
+
+
 def check(config: Experiment) -> None:
-    """Everything that can be known to be wrong before any data is read."""
+    """Everything that can be known to be wrong before any data is read.
 
-    def need(ok: bool, key: str, found: Any, expected: str) -> None:
-        if not ok:
-            raise InputError("configuration", key, repr(found), expected)
+    Raises:
+        InputError: naming the key.
+    """
+    for key, known in _CHOICES.items():
+        value = _value(config, key)
+        for one in value if isinstance(value, list) else [value]:
+            _need(one in known, key, one, f"one of {list(known)}")
+    for key in _POSITIVE:
+        value = _value(config, key)
+        _need(0 < value < math.inf, key, value, "a number above 0")
+    for key in _NOT_NEGATIVE:
+        value = _value(config, key)
+        _need(0 <= value < math.inf, key, value, "0 or more")
+    _check_data(config.data)
+    _check_training(config)
 
-    def one_of(key: str, found: str, known: Any) -> None:
-        need(found in known, key, found, f"one of {list(known)}")
 
-    one_of("pretrain.arm", config.pretrain.arm, ARMS)
-    for arm in config.compare:
-        one_of("compare", arm, ARMS)
-    for arm in config.baselines:
-        one_of("baselines", arm, BASELINES)
-    for protocol in config.finetune.protocols:
-        one_of("finetune.protocols", protocol, PROTOCOLS)
-    one_of("through", config.through, STAGES)
-    one_of("meta.inverse", config.meta.inverse, ("neumann", "identity"))
-    one_of("meta.on_failure", config.meta.on_failure, ("skip", "raise"))
-    one_of("encoder.norm", config.encoder.norm, ("batch", "group"))
-    one_of("data.label_policy", config.data.label_policy, ("benchmark", "paper"))
-    one_of("data.windows", config.data.windows, ("first", "all"))
-    one_of("data.on_error", config.data.on_error, ("raise", "skip"))
-    one_of("accelerator", config.accelerator, ("cpu", "cuda", "auto"))
-    positive = {
-        "data.fs": config.data.fs,
-        "data.duration": config.data.duration,
-        "data.synthetic.n": config.data.synthetic.n,
-        "encoder.width": config.encoder.width,
-        "pretrain.epochs": config.pretrain.epochs,
-        "pretrain.lr": config.pretrain.lr,
-        "pretrain.temperature": config.pretrain.temperature,
-        "pretrain.log_every": config.pretrain.log_every,
-        "pretrain.checkpoint_every": config.pretrain.checkpoint_every,
-        "meta.labels": config.meta.labels,
-        "meta.period": config.meta.period,
-        "meta.batch_size": config.meta.batch_size,
-        "meta.step_size": config.meta.step_size,
-        "finetune.seeds": config.finetune.seeds,
-        "finetune.epochs": config.finetune.epochs,
-        "finetune.batch_size": config.finetune.batch_size,
-    }
-    for key, value in positive.items():
-        need(value > 0, key, value, "a number above 0")
-    need(config.pretrain.batch_size > 1, "pretrain.batch_size", config.pretrain.batch_size, "at least 2")
-    need(config.meta.unroll >= 0, "meta.unroll", config.meta.unroll, "0 or more")
-    need(config.meta.terms >= 0, "meta.terms", config.meta.terms, "0 or more")
-    need(
-        0 < config.data.test_fraction < 1, "data.test_fraction", config.data.test_fraction, "between 0 and 1"
-    )
-    need(0 <= config.augment.crop <= 1, "augment.crop", config.augment.crop, "a fraction of the record")
-    need(config.augment.noise >= 0, "augment.noise", config.augment.noise, "0 or more")
-    need(bool(config.finetune.labels), "finetune.labels", config.finetune.labels, "at least one size")
+def _value(config: Experiment, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _need(ok: bool, key: str, found: Any, expected: str) -> None:
+    if not ok:
+        raise InputError("configuration", key, repr(found), expected)
+
+
+def _check_data(data: Data) -> None:
+    _need(0 < data.test_fraction < 1, "data.test_fraction", data.test_fraction, "between 0 and 1")
+    folds = (data.train_folds, data.test_folds)
+    _need(all(folds) or not any(folds), "data.train_folds, data.test_folds", folds, "both or neither")
+    shared = sorted(set(data.train_folds) & set(data.test_folds))
+    _need(not shared, "data.test_folds", shared, "folds that are not in data.train_folds")
+
+
+def _check_training(config: Experiment) -> None:
+    batch, hyper = config.pretrain.batch_size, config.meta.hyper_batch_size
+    _need(batch > 1, "pretrain.batch_size", batch, "at least 2")
+    _need(hyper == 0 or hyper > 1, "meta.hyper_batch_size", hyper, "at least 2, or 0: as pretrain.batch_size")
+    _need(0 <= config.augment.crop <= 1, "augment.crop", config.augment.crop, "a fraction of the record")
+    _need(bool(config.finetune.labels), "finetune.labels", config.finetune.labels, "at least one size")
     for n in config.finetune.labels:
-        need(n >= 5, "finetune.labels", n, "5 or more: 80 % train, 20 % validate")
-    need(
-        bool(config.data.train_folds) == bool(config.data.test_folds),
-        "data.train_folds, data.test_folds",
-        (config.data.train_folds, config.data.test_folds),
-        "both or neither",
-    )
-    shared = set(config.data.train_folds) & set(config.data.test_folds)
-    need(not shared, "data.test_folds", sorted(shared), "folds that are not in data.train_folds")
+        _need(n >= 5, "finetune.labels", n, "5 or more: 80 % train, 20 % validate")
+    width = config.encoder.width
+    grouped = config.encoder.norm == "batch" or width in (1, 2, 4) or width % 8 == 0
+    _need(grouped, "encoder.width", width, "1, 2, 4 or a multiple of 8, where encoder.norm is group")
+    samples, arms = round(config.data.duration * config.data.fs), {config.pretrain.arm, *config.compare}
+    enough = samples >= WARP_SAMPLES or arms == {"simclr"}
+    _need(enough, "data.duration * data.fs", samples, f"{WARP_SAMPLES} samples or more, for the warp")

@@ -91,8 +91,10 @@ def finetune(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
         raise InputError(
             run.folder, "encoder", "no finished pre-training", "a run that `ecgmeta pretrain` ended"
         )
-    _check_labels(run.config, cohort)
-    todo = list(cells(run.config, list(arms)))
+    config = run.later
+    check_labels(config, cohort)
+    _check_unseen(arms, cohort)
+    todo = list(cells(config, list(arms)))
     with stop_between_steps() as stop:
         for done, cell in enumerate(todo):
             progress(
@@ -100,22 +102,59 @@ def finetune(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
                 len(todo),
                 f"fine-tuning: {cell.arm}, {cell.protocol}, {cell.labels} labels, seed {cell.seed}",
             )
-            if not _file(run, cell, "json").exists():
-                encoder = _encoder(run.config, cell, arms, cohort)
-                _write(run, cell, cohort, *_train(run.config, cell, encoder, cohort, device))
+            if not _finished(run, cell, config):
+                encoder = _encoder(config, cell, arms, cohort)
+                _write(run, cell, cohort, config, *_train(config, cell, encoder, cohort, device))
             stop.check()
     progress(len(todo), len(todo), "fine-tuning: done")
 
 
-def _check_labels(config: Experiment, cohort: Cohort) -> None:
-    """What would make every cell meaningless is said before the first is trained."""
+def check_labels(config: Experiment, cohort: Cohort) -> None:
+    """What would make a cell meaningless is said before the first is trained, and before pre-training.
+
+    Raises:
+        InputError: no labels, fewer labelled recordings than asked for, a label with one class only.
+    """
+    source = config.data.finetune
+    if not cohort.train.label_names:
+        raise InputError(source, "labels", "none", "labelled recordings (data.labels, data.min_positives)")
     for n in config.finetune.labels:
         if n > len(cohort.train):
             raise InputError(
                 "configuration", "finetune.labels", n, f"at most {len(cohort.train)}, the labelled recordings"
             )
-    if not cohort.train.label_names:
-        raise InputError("configuration", "data.finetune", "a source without labels", "labelled recordings")
+        train, _ = cohort.split(cohort.labelled(n, config.seed), config.seed)
+        for name, positives in zip(train.label_names, train.labels.sum(axis=0), strict=True):
+            if positives in (0, len(train)):
+                found = f"one class only ({positives:.0f} positives of {len(train)} to train on)"
+                raise InputError(
+                    source, f"label {name}", found, "both; data.min_positives leaves rare labels out"
+                )
+    if (cohort.test.labels == cohort.test.labels[:1]).all():
+        raise InputError(source, "labels of the test recordings", "one class only in each", "both classes")
+
+
+def _check_unseen(arms: dict[str, Run], cohort: Cohort) -> None:
+    """Refuse test patients that an encoder was pre-trained on, whatever happened to the data since."""
+    test = set(cohort.test.meta["patient"])
+    for arm, run in arms.items():
+        data = run.info.get("data", {})
+        seen = sorted(test & {patient for part in ("pretrain", "metaft") for patient in data.get(part, ())})
+        if seen:
+            found = f"{len(seen)} that pre-training of {arm} has seen, first {seen[0]}"
+            raise InputError(run.folder, "test patients", found, "patients that no pre-training has seen")
+
+
+def _settings(config: Experiment) -> dict[str, Any]:
+    """What beside its name decides a cell's numbers."""
+    settings = {key: getattr(config.finetune, key) for key in ("epochs", "lr", "batch_size", "patience")}
+    data = {key: getattr(config.data, key) for key in ("label_policy", "min_positives")}
+    return settings | data
+
+
+def _finished(run: Run, cell: Cell, config: Experiment) -> bool:
+    file = _file(run, cell, "json")
+    return file.is_file() and read_json(file).get("settings") == _settings(config)
 
 
 def _encoder(config: Experiment, cell: Cell, arms: dict[str, Run], cohort: Cohort) -> ResNet1d:
@@ -162,7 +201,9 @@ def _file(run: Run, cell: Cell, suffix: str) -> Path:
     return run.cells / f"{cell.name}.{suffix}"
 
 
-def _write(run: Run, cell: Cell, cohort: Cohort, predictor: Predictor, seconds: float) -> None:
+def _write(
+    run: Run, cell: Cell, cohort: Cohort, config: Experiment, predictor: Predictor, seconds: float
+) -> None:
     logits = predictor.test_logits
     if logits is None:
         raise ValueError("the predictor was trained without a test set")
@@ -175,6 +216,7 @@ def _write(run: Run, cell: Cell, cohort: Cohort, predictor: Predictor, seconds: 
     write_atomic(_file(run, cell, "npz"), lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
     info = {
         "cell": asdict(cell),
+        "settings": _settings(config),
         "label_names": list(predictor.label_names),
         "chosen": predictor.chosen,
         "history": predictor.history,
@@ -184,10 +226,13 @@ def _write(run: Run, cell: Cell, cohort: Cohort, predictor: Predictor, seconds: 
 
 
 def predictions(run: Run) -> list[Prediction]:
-    """Every finished cell of a run."""
+    """Every finished cell of a run that was trained with the settings it has now."""
     found = []
+    settings = _settings(run.later)
     for file in sorted(run.cells.glob("*.json")):
         info = read_json(file)
+        if info.get("settings") != settings:
+            continue
         try:
             with np.load(file.with_suffix(".npz"), allow_pickle=False) as arrays:
                 values = {name: arrays[name] for name in ("logits", "targets", "patients")}

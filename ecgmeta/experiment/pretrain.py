@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ecgmeta.augment import LearnedWarp, paper_static
-from ecgmeta.bilevel import Adam, Identity, MetaState, Neumann, Report, Schedule, Solver, Unroll, meta_train
+from ecgmeta.bilevel import (
+    Adam,
+    FinetuneFactor,
+    Identity,
+    MetaState,
+    Neumann,
+    Report,
+    Schedule,
+    Solver,
+    Unroll,
+    meta_train,
+)
 from ecgmeta.experiment.batches import SimCLRBatches
 from ecgmeta.experiment.cohort import Cohort
 from ecgmeta.experiment.config import Experiment
@@ -23,6 +34,9 @@ from ecgmeta.runtime.progress import Report as Progress
 from ecgmeta.runtime.progress import say
 from ecgmeta.runtime.signals import stop_between_steps
 
+if TYPE_CHECKING:
+    from ecgmeta.data import ECGDataset
+
 
 @dataclass
 class _Training:
@@ -32,7 +46,8 @@ class _Training:
     batches: SimCLRBatches
     state: MetaState
     schedule: Schedule
-    unroll: Unroll
+    finetune: FinetuneFactor
+    head_optimizer: Adam
     inverse: Solver
 
 
@@ -60,7 +75,8 @@ def pretrain(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
         training.state,
         training.batches,
         schedule=training.schedule,
-        unroll=training.unroll,
+        finetune=training.finetune,
+        head_optimizer=training.head_optimizer,
         inverse=training.inverse,
         clip=config.meta.clip or None,
         on_failure="raise" if config.meta.on_failure == "raise" else "skip",
@@ -74,16 +90,18 @@ def pretrain(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
                     last_norm = f", |hypergradient| {report.diagnostics['norm']:.2g}"
                 if report.hyper is not None or done % config.pretrain.log_every == 0 or done in (1, total):
                     log.write(report.step, **_logged(report, training, time.perf_counter() - start))
-                if done % config.pretrain.checkpoint_every == 0 or done == total or stop.number is not None:
-                    _save(run, training, time.perf_counter() - start)
                 progress(done, total, f"pre-training {run.arm}: loss {report.pretrain_loss:.3f}{last_norm}")
-                if done < total:
+                stopping = stop.number is not None  # asked once: what is stopped is what was saved
+                if stopping or done == total or done % config.pretrain.checkpoint_every == 0:
+                    _save(run, training, time.perf_counter() - start)
+                if stopping and done < total:
                     stop.check()
     finally:
         log.close()
     if training.model.augmenter is not None:
         training.model.augmenter.save_pretrained(run.augmenter)
     training.model.encoder.eval().save_pretrained(run.encoder)
+    stop.check()  # a stop that came during the last step
 
 
 def _prepare(config: Experiment, cohort: Cohort, device: torch.device) -> _Training:
@@ -92,13 +110,8 @@ def _prepare(config: Experiment, cohort: Cohort, device: torch.device) -> _Train
     model.simclr.to(device)
     train, validation = None, None
     if arm == "meta":
-        rows = cohort.labelled(config.meta.labels, config.seed)
-        if len(rows) < config.meta.labels:
-            say(
-                f"meta.labels: {config.meta.labels} asked for, {len(rows)} labelled recordings are there: using all"
-            )
-        train, validation = cohort.split(rows, config.seed)
-        _check_metaft(train.labels, validation.labels, cohort.train.label_names)
+        train, validation = metaft(config, cohort)
+        _say_metaft(config, train, validation)
     batches = SimCLRBatches(
         cohort.pretrain,
         train,
@@ -132,9 +145,8 @@ def _prepare(config: Experiment, cohort: Cohort, device: torch.device) -> _Train
     inverse: Solver = Identity(config.meta.step_size)
     if config.meta.inverse == "neumann":
         inverse = Neumann(config.meta.terms, config.meta.step_size, config.meta.damping)
-    return _Training(
-        model, batches, state, schedule, Unroll(config.meta.unroll, Adam(config.meta.head_lr)), inverse
-    )
+    head = Adam(config.meta.head_lr)
+    return _Training(model, batches, state, schedule, Unroll(config.meta.unroll, head), head, inverse)
 
 
 def _phi_optimizer(config: Experiment, augmenter: LearnedWarp | None) -> torch.optim.Optimizer:
@@ -148,15 +160,33 @@ def _phi_optimizer(config: Experiment, augmenter: LearnedWarp | None) -> torch.o
     return torch.optim.Adam(groups, eps=config.meta.eps)
 
 
-def _check_metaft(train: np.ndarray, validation: np.ndarray, names: tuple[str, ...]) -> None:
-    """A label with one class teaches φ nothing: named where some are so, refused where all are."""
-    both = np.concatenate([train, validation])
-    one_class = [name for name, column in zip(names, both.T, strict=True) if column.min() == column.max()]
-    if len(one_class) == len(names):
+def metaft(config: Experiment, cohort: Cohort) -> tuple[ECGDataset, ECGDataset]:
+    """The labelled recordings that guide φ: to train the head on, and to validate on.
+
+    Raises:
+        InputError: too few patients to split; one class only in every label.
+    """
+    train, validation = cohort.split(cohort.labelled(config.meta.labels, config.seed), config.seed)
+    if len(_one_class(train, validation)) == len(train.label_names):
         raise InputError(
-            "MetaFT labels", "classes", "one class only in every label", "records with and without a label"
+            config.data.finetune,
+            "MetaFT labels",
+            "one class only in every label",
+            "records with and without a label",
         )
-    if one_class:
+    return train, validation
+
+
+def _one_class(train: ECGDataset, validation: ECGDataset) -> list[str]:
+    both = np.concatenate([train.labels, validation.labels])
+    return [n for n, column in zip(train.label_names, both.T, strict=True) if column.min() == column.max()]
+
+
+def _say_metaft(config: Experiment, train: ECGDataset, validation: ECGDataset) -> None:
+    n, one_class = len(train) + len(validation), _one_class(train, validation)
+    if n < config.meta.labels:
+        say(f"meta.labels: {config.meta.labels} asked for, {n} labelled recordings are there: using all")
+    if one_class:  # such a label teaches φ nothing
         say(
             f"MetaFT labels: one class only in {', '.join(one_class)}: these labels cannot guide pre-training"
         )
@@ -178,7 +208,7 @@ def _resume(run: Run, training: _Training, device: torch.device) -> float:
     training.model.simclr.load_state_dict(saved["model"])
     try:
         training.state.load_state_dict(saved["meta"])
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(run.checkpoint, "state", error, "a checkpoint of the same configuration") from error
     say(f"pre-training {run.arm}: going on from step {training.state.step} of {training.schedule.steps}")
     return saved["seconds"]
@@ -211,7 +241,7 @@ def _note_data(run: Run, cohort: Cohort) -> None:
     """Which recordings this run has seen: what a later evaluation compares its test set with."""
     if "data" in run.info:
         return
-    used = {"pretrain": sorted(set(cohort.pretrain.meta["patient"]))}
+    used = {part: sorted(set(getattr(cohort, part).meta["patient"])) for part in ("pretrain", "test")}
     if run.arm == "meta":
         rows = cohort.labelled(run.config.meta.labels, run.config.seed)
         used["metaft"] = sorted(set(cohort.train.subset(rows).meta["patient"]))

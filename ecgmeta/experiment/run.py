@@ -34,7 +34,8 @@ class Run:
     """One pre-training run, and what was done with its encoder.
 
     ``config.yaml`` · ``later.yaml`` (as fine-tuning and evaluation last read it) · ``run.json`` (command, versions,
-    data) · ``metrics.jsonl`` · ``last.ckpt`` · ``encoder/`` · ``augmenter/`` (meta and simclr_warp) · ``augmenter_before/`` · ``compare/ARM/`` (runs of the other arms) ·
+    data) · ``metrics.jsonl`` · ``last.ckpt`` · ``encoder/`` · ``augmenter/`` and ``augmenter_before/`` (meta and
+    simclr_warp) · ``compare/ARM/`` (runs of the other arms) ·
     ``finetune/*.npz, *.json`` (one pair a cell) · ``results.json`` · ``report.html``.
     """
 
@@ -54,9 +55,22 @@ class Run:
         """A new run, or the one that stands there, if it was started with the same configuration.
 
         Raises:
+            InputError: see :meth:`check`.
+        """
+        cls.check(folder, config)
+        run = cls(folder, config)
+        write_text(folder / "config.yaml", to_yaml(config))
+        if not (folder / "run.json").exists():
+            write_json(folder / "run.json", environment())
+        return run
+
+    @classmethod
+    def check(cls, folder: Path, config: Experiment) -> None:
+        """Whether a run of ``config`` may stand in ``folder``; writes nothing.
+
+        Raises:
             InputError: another run stands there, or something that is no run.
         """
-        run = cls(folder, config)
         if (folder / "config.yaml").is_file():
             for key, old, new in difference(cls.open(folder).config, config):
                 if not key.startswith(_FREE):
@@ -72,10 +86,6 @@ class Run:
             )
         elif folder.exists() and not folder.is_dir():
             raise InputError(folder, "run folder", "a file", "a folder")
-        write_text(folder / "config.yaml", to_yaml(config))
-        if not (folder / "run.json").exists():
-            write_json(folder / "run.json", environment())
-        return run
 
     @classmethod
     def open(cls, folder: Path) -> Run:
@@ -120,6 +130,12 @@ class Run:
     def pretrained(self) -> bool:
         """Whether pre-training has ended: its encoder is the last thing it writes."""
         return (self.encoder / "model.safetensors").is_file()
+
+    @property
+    def test_patients(self) -> frozenset[str] | None:
+        """The patients held out when pre-training began; None before that."""
+        seen = self.info.get("data") if (self.folder / "run.json").is_file() else None
+        return frozenset(seen["test"]) if seen else None
 
     @property
     def info(self) -> dict[str, Any]:

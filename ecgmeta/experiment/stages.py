@@ -11,8 +11,8 @@ import torch
 from ecgmeta.experiment.cohort import Cohort, load
 from ecgmeta.experiment.config import STAGES, Experiment
 from ecgmeta.experiment.evaluate import evaluate
-from ecgmeta.experiment.finetune import finetune
-from ecgmeta.experiment.pretrain import pretrain
+from ecgmeta.experiment.finetune import check_labels, finetune
+from ecgmeta.experiment.pretrain import metaft, pretrain
 from ecgmeta.experiment.report import report
 from ecgmeta.experiment.run import Run
 from ecgmeta.runtime.files import folder_lock
@@ -25,7 +25,13 @@ def run_experiment(folder: Path, config: Experiment) -> dict[str, Any] | None:
     Returns:
         The results, where the experiment goes as far as evaluation.
     """
-    cohort = _load(config)  # first: bad data leaves no run folder behind
+    # First everything that can be wrong: bad input leaves no run folder behind, and is not found out hours later.
+    Run.check(folder, config)
+    cohort = _load(config)
+    if "meta" in (config.pretrain.arm, *config.compare):
+        metaft(config, cohort)
+    if config.through != "pretrain":
+        check_labels(config, cohort)
     with folder_lock(folder):
         run = Run.create(folder, config)
         device = _device(config)
@@ -39,16 +45,19 @@ def run_experiment(folder: Path, config: Experiment) -> dict[str, Any] | None:
 def run_stage(folder: Path, stage: str, overrides: list[str]) -> dict[str, Any] | None:
     """One later stage on a run folder. Overrides are kept for the stages after it."""
     run = Run.open(folder)
-    if overrides:
-        run.set_later(run.with_overrides(overrides))
-    cohort = _load(run.later)
+    config = run.with_overrides(overrides) if overrides else run.later
+    cohort = _load(config, run.test_patients)
+    if stage == "finetune":
+        check_labels(config, cohort)
     with folder_lock(folder):
+        if overrides:
+            run.set_later(config)
         return _later(run, cohort, (stage,))
 
 
-def _load(config: Experiment) -> Cohort:
+def _load(config: Experiment, test_patients: frozenset[str] | None = None) -> Cohort:
     with progress_bar() as progress:
-        cohort = load(config, progress)
+        cohort = load(config, progress, test_patients)
     for line in cohort.skipped:
         say(f"left out: {line}")
     say(

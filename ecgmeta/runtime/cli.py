@@ -23,9 +23,17 @@ def guarded(app: Callable[[], object]) -> None:
         print(f"{stop}: saved. The same command goes on from here.", file=sys.stderr)
         raise SystemExit(0 if stop.number == signal.SIGTERM else 130) from None
     except KeyboardInterrupt:
-        _fail("interrupted. The same command goes on from the last checkpoint.", 130)
+        _interrupted()
+    except SystemExit as leaving:
+        if leaving.code == 130:  # how typer passes Ctrl-C on, without a word
+            _interrupted()
+        raise
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
+
+
+def _interrupted() -> None:
+    _fail("interrupted. The same command goes on from the last checkpoint.", 130)
 
 
 def _fail(line: str, code: int) -> None:

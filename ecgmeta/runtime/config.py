@@ -6,6 +6,7 @@ Everything is checked when it is read: an unknown key names the nearest known on
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -43,7 +44,13 @@ def load_config(schema: type[Config], file: Path | None = None, overrides: Seque
         for part in reversed(key.split(".")):
             nested = {part: nested}
         config = _merge(config, nested, "command line", schema)
-    result = OmegaConf.to_object(config)
+    try:
+        result = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:  # a ${reference} to nothing is only met here
+        where = str(file) if file is not None and not overrides else "configuration"
+        raise InputError(
+            where, error.full_key or "value", _first_line(error), "a value, or a reference to one"
+        ) from error
     if not isinstance(result, schema):
         raise TypeError(f"{schema.__name__} is not a dataclass")
     return result
@@ -85,10 +92,13 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _merge(config: DictConfig, content: dict[str, Any], where: str, schema: type) -> DictConfig:
     _check_keys(content, schema, where, schema)
     try:
-        return OmegaConf.merge(config, OmegaConf.create(content))  # type: ignore[return-value]
+        config.merge_with(OmegaConf.create(content))
     except OmegaConfBaseException as error:
         field = error.full_key or "configuration"
-        raise InputError(where, field, repr(_at(content, field)), _first_line(error)) from error
+        kind = _kind(schema, field)
+        expected = f"{kind} ({_first_line(error)})" if kind else _first_line(error)
+        raise InputError(where, field, repr(_at(content, field)), expected) from error
+    return config
 
 
 def _check_keys(content: dict[str, Any], schema: Any, where: str, root: Any, prefix: str = "") -> None:
@@ -122,9 +132,21 @@ def _nested(schema: Any, name: str) -> Any | None:
     return kind if is_dataclass(kind) else None
 
 
+def _kind(schema: Any, key: str) -> str:
+    """The annotated type of a field, for people; of a list's item, the list's; empty where there is none."""
+    kind: Any = schema
+    for part in re.sub(r"\[\d+\]", "", key).split("."):
+        kind = get_type_hints(kind).get(part) if is_dataclass(kind) else None
+    return kind.__name__ if type(kind) is type else str(kind or "")
+
+
 def _at(content: Any, key: str) -> Any:
-    for part in key.split("."):
-        content = content.get(part) if isinstance(content, dict) else None
+    """What stands at ``group.key`` or ``group.key[3]``."""
+    for part in re.findall(r"[^.\[\]]+", key):
+        if isinstance(content, dict):
+            content = content.get(part)
+        else:
+            content = content[int(part)] if isinstance(content, list) and part.isdigit() else None
     return content
 
 

@@ -113,13 +113,19 @@ class MetricLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metric log; a last line cut short by a kill is left out."""
+    """The lines of a metric log; a last line cut short by a kill is left out.
+
+    Raises:
+        InputError: an earlier line is not JSON.
+    """
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for number, text in enumerate(texts, start=1):
         try:
             lines.append(json.loads(text))
         except ValueError:
-            break
+            if number < len(texts):
+                raise InputError(path, f"line {number}", repr(text[:60]), "one JSON object a line") from None
     return lines
 
 
@@ -136,6 +142,6 @@ def folder_lock(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise InputError(folder, "run folder", "another process working in it", "a free folder") from None
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.files import read_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -38,11 +40,20 @@ class Pretrained(PyTorchModelHubMixin):
             for name in (CONFIG, WEIGHTS):
                 if not (path / name).is_file():
                     raise InputError(path, name, "no such file", f"a saved {cls.__name__}")
-        elif path.is_absolute() or len(path.parts) != 2:
+            _check_config(path / CONFIG, cls)
+            return super().from_pretrained(path, **kwargs)
+        expected = f"a saved {cls.__name__} or a hub id owner/name"
+        if path.is_absolute() or len(path.parts) != 2:
+            raise InputError(path, "folder", "no such folder", expected)
+        try:
+            return super().from_pretrained(str(path), **kwargs)
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:  # missing there too, no network, or no hub id at all
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
-                path, "folder", "no such folder", f"a saved {cls.__name__} or a hub id owner/name"
-            )
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+                path, "folder", f"no such folder, nor on the hub ({reason})", expected
+            ) from error
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """Save into a folder. Files are written aside and renamed, the weights last: where they stand, all is whole."""
@@ -64,7 +75,9 @@ class Pretrained(PyTorchModelHubMixin):
         try:
             model = cls(**kwargs)
             weights = load_file(file, device=map_location)
-        except (TypeError, SafetensorError) as error:
+        except InputError:
+            raise
+        except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(
                 model_id, "saved model", error, f"a {cls.__name__} written by save_pretrained"
             ) from error
@@ -84,6 +97,17 @@ class Pretrained(PyTorchModelHubMixin):
             f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{what}\n\n"
             f'```python\nfrom {module} import {name}\n\nmodel = {name}.from_pretrained("this folder")\n```\n'
         )
+
+
+def _check_config(file: Path, cls: type) -> None:
+    """Raise :class:`InputError` unless ``file`` holds arguments of ``cls`` (the mixin would drop the others unsaid)."""
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise InputError(file, "content", type(config).__name__, f"the arguments of {cls.__name__}")
+    known = [name for name in inspect.signature(cls).parameters if name != "self"]
+    for name in config:
+        if name not in known:
+            raise InputError(file, name, "an unknown argument", f"those of {cls.__name__}: {known}")
 
 
 def check_weights(model: nn.Module, saved: dict[str, tuple[int, ...]], where: object) -> None:

@@ -43,5 +43,6 @@ def seeded(seed: int, *names: str | int) -> Iterator[None]:
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, *names))
+        # Not torch.manual_seed, which also seeds every accelerator's generator, where nothing would put it back.
+        torch.default_generator.manual_seed(derive(seed, *names))
         yield

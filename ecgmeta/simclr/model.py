@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ecgmeta.augment import LearnedWarp
 from ecgmeta.encoders import ResNet1d
+from ecgmeta.runtime.errors import InputError
 from ecgmeta.simclr.views import Views
 
 
@@ -42,7 +43,13 @@ class SimCLR(nn.Module):
         self.loss = NTXentLoss(temperature=temperature)
 
     def forward(self, views: Views) -> Tensor:
-        """NT-Xent of the two views of each record: a scalar. One forward pass serves both."""
+        """NT-Xent of the two views of each record: a scalar. One forward pass serves both.
+
+        Raises:
+            InputError: an augmenter without the noise that makes its output a function of ``views``.
+        """
+        if self.augmenter is not None and self.augmenter.training and views.noise is None:
+            raise InputError("SimCLR", "noise of views", None, "what draw_views draws for the augmenter")
         x = views.x if self.augmenter is None else self.augmenter(views.x, views.noise)
         first, second = self.projector(self.encoder(x)).chunk(2)
         return self.loss(first, second)

@@ -72,7 +72,11 @@ def _setting(width: int, batch: int, learned: bool) -> tuple[FeatureModuleProble
 def _loop(width: int, batch: int, steps: int, period: int, learned: bool) -> Callable[[], Callable[[], None]]:
     def build() -> Callable[[], None]:
         problem, state, batches = _setting(width, batch, learned)
-        settings: dict[str, Any] = {"unroll": Unroll(1, Adam(1e-4)), "inverse": Neumann(1, 1e-4)}
+        settings: dict[str, Any] = {
+            "finetune": Unroll(1, Adam(1e-4)),
+            "head_optimizer": Adam(1e-4),
+            "inverse": Neumann(1, 1e-4),
+        }
 
         def work() -> None:
             state.step = 0
@@ -97,7 +101,7 @@ def _phi_step(width: int, batch: int, unroll: int, inverse: Solver) -> Callable[
                 pretrain_batch=batches.hyper(0),
                 train_batches=[batches.train(0, k) for k in range(unroll)],
                 val_batch=batches.validation(0),
-                unroll=Unroll(unroll, Adam(1e-4)),
+                finetune=Unroll(unroll, Adam(1e-4)),
                 inverse=inverse,
             )
 

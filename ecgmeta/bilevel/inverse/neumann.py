@@ -61,4 +61,5 @@ class Neumann:
             term, size = following, new_size
         if start == 0:
             residual = 0.0
-        return Solution(scale(self.step_size, total), spent, residual, contraction, result)
+        tail = size / float(norm(total)) if spent and start else None
+        return Solution(scale(self.step_size, total), spent, residual, contraction, result, tail)

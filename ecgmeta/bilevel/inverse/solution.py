@@ -33,6 +33,7 @@ class Solution:
         residual: ``‖v − H·value‖ / ‖v‖`` where the solver knows it, else None (it is never guessed).
         contraction: largest factor by which one iteration changed the residual's norm, or None. Below 1 it converges.
         result: how it ended.
+        tail: norm of the last term of a series divided by the norm of their sum, or None.
     """
 
     value: Tree
@@ -40,6 +41,7 @@ class Solution:
     residual: float | None
     contraction: float | None
     result: Result
+    tail: float | None = None
 
     @property
     def ok(self) -> bool:

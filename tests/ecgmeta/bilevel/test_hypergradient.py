@@ -24,7 +24,7 @@ def _of_quadratic(problem: Quadratic, phi: Tensor, psi: Tensor, steps: int, lr: 
         pretrain_batch=None,
         train_batches=["train"] * steps,
         val_batch="validation",
-        unroll=Unroll(steps, SGD(lr)),
+        finetune=Unroll(steps, SGD(lr)),
         inverse=inverse,
     )
 
@@ -84,7 +84,7 @@ def test_ridge_per_feature_penalty_equals_its_closed_form() -> None:
         pretrain_batch=None,
         train_batches=[],
         val_batch=None,
-        unroll=Unroll(0, SGD(1.0)),
+        finetune=Unroll(0, SGD(1.0)),
         inverse=Neumann(400, 1 / top),
     )
     assert relative_error(found.phi["log_penalty"], expected) < 1e-9
@@ -177,7 +177,7 @@ def test_small_network_against_finite_differences_of_the_whole_procedure(optimiz
         pretrain_batch=None,
         train_batches=["train"] * 4,
         val_batch="validation",
-        unroll=Unroll(4, optimizer),
+        finetune=Unroll(4, optimizer),
         inverse=Neumann(4000, 0.12),
     )
     assert found.ok, found.message
@@ -212,7 +212,7 @@ def test_features_route_equals_the_route_through_the_whole_loss() -> None:
             pretrain_batch=None,
             train_batches=["train", "validation", "train"],
             val_batch="validation",
-            unroll=Unroll(3, adam),
+            finetune=Unroll(3, adam),
             inverse=Neumann(2, 0.05),
             head_state=warm,
         )
@@ -241,6 +241,6 @@ def test_an_unroll_with_the_wrong_number_of_batches_is_an_error() -> None:
             pretrain_batch=None,
             train_batches=["train"],
             val_batch="validation",
-            unroll=Unroll(3, SGD(0.1)),
+            finetune=Unroll(3, SGD(0.1)),
             inverse=Identity(),
         )

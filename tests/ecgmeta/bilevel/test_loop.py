@@ -58,7 +58,12 @@ def start(problem: Quadratic, phi_lr: float = 0.02) -> MetaState:
     )
 
 
-SETTINGS: dict[str, Any] = {"unroll": Unroll(2, SGD(0.3)), "inverse": Neumann(20, 0.15)}
+SETTINGS: dict[str, Any] = {
+    "finetune": Unroll(2, SGD(0.3)),
+    "inverse": Neumann(20, 0.15),
+    "head_optimizer": SGD(0.3),
+    "share": False,
+}
 
 
 def run(problem: Quadratic, state: MetaState, batches: Any, **settings: Any) -> list[Report]:
@@ -74,7 +79,8 @@ def test_finds_the_optimal_phi_of_the_quadratic_two_stage_problem() -> None:
         state,
         Constant(),
         schedule=Schedule(steps=1200, period=2, warmup=10),
-        unroll=Unroll(12, SGD(0.6)),
+        finetune=Unroll(12, SGD(0.6)),
+        head_optimizer=SGD(0.6),
         inverse=Neumann(8, 0.15),
     )
     # The head converges to Cθ, so the reached φ solves (C+D)Bφ = t.
@@ -105,7 +111,11 @@ def test_without_a_period_it_is_plain_pretraining() -> None:
 
 def test_a_saved_state_resumes_to_the_same_numbers() -> None:
     problem = Quadratic.random(2, low=1.0, high=5.0)
-    settings = {"schedule": Schedule(steps=40, period=4, warmup=3), "unroll": Unroll(2, Adam(0.05))}
+    settings = {
+        "schedule": Schedule(steps=40, period=4, warmup=3),
+        "finetune": Unroll(2, Adam(0.05)),
+        "head_optimizer": Adam(0.05),
+    }
     whole = start(problem)
     losses = [r.pretrain_loss for r in run(problem, whole, Constant(), **settings)]
 
@@ -192,7 +202,9 @@ def test_phi_step_reads_the_current_head_state() -> None:
             state,
             Constant(),
             schedule=Schedule(steps=6, period=6),
-            unroll=Unroll(2, Adam(0.1)),
+            finetune=Unroll(2, Adam(0.1)),
+            head_optimizer=Adam(0.1),
+            share=False,
             inverse=Identity(),
         ):
             if forget:

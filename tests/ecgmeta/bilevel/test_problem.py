@@ -96,14 +96,17 @@ def test_running_statistics_move_only_while_recording(
 ) -> None:
     pretrain, finetune, batch = modules
     problem = ModuleProblem(pretrain, finetune, finetune_mode="train")
-    before = pretrain.encoder.norm.running_mean.clone()
+    norm = pretrain.encoder.norm
+    assert norm.running_mean is not None
+    assert norm.num_batches_tracked is not None
+    before = norm.running_mean.clone()
     problem.pretrain_loss(problem.theta, problem.phi, batch)
     problem.finetune_loss(problem.theta, problem.psi, batch)
-    torch.testing.assert_close(pretrain.encoder.norm.running_mean, before, rtol=0, atol=0)
+    torch.testing.assert_close(norm.running_mean, before, rtol=0, atol=0)
     with problem.recording():
         problem.pretrain_loss(problem.theta, problem.phi, batch)
-    assert not torch.equal(pretrain.encoder.norm.running_mean, before)
-    assert int(pretrain.encoder.norm.num_batches_tracked) == 1
+    assert not torch.equal(norm.running_mean, before)
+    assert int(norm.num_batches_tracked) == 1
 
 
 def test_finetune_mode_chooses_the_statistics(

@@ -1,0 +1,147 @@
+"""The fine-tuning factor without steps: the linear head at its optimum on frozen features, differentiated there.
+
+Beyond the paper. A K-step head depends on where it starts, on K and on the batches drawn; the optimum depends on the data
+alone, so v is exact for it and far less noisy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ecgmeta.bilevel.optimizers import State
+from ecgmeta.bilevel.problem import FeatureProblem, Problem
+from ecgmeta.bilevel.trees import Tree, detach, gradient
+from ecgmeta.bilevel.unroll import FinetuneGradient, encode, pull_back
+
+
+@runtime_checkable
+class TargetProblem(FeatureProblem, Protocol):
+    """A :class:`~ecgmeta.bilevel.problem.FeatureProblem` that says what its head should predict."""
+
+    def targets(self, batch: Any) -> Tensor:
+        """(examples, outputs), numbers for ``"ridge"`` and 0 or 1 for ``"logistic"``."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImplicitHead:
+    """A linear head with intercept, solved to its optimum on the features of the fine-tuning batch.
+
+    ``"ridge"``: ``W = argmin ‖F̃W − Ỹ‖² + λs‖W‖²`` on centred features and targets, and the loss is the mean square of its
+    *leave-one-out* errors ``(y − ŷ)ᵢ / (1 − hᵢᵢ)`` on the validation batch, which should hold all MetaFT data: no split is
+    needed. ``"logistic"``: the penalised logistic head fitted on the train batch by Newton's method; the loss is the validation
+    cross-entropy, differentiated by the implicit function theorem.
+
+    Args:
+        kind: which of the two.
+        penalty: λ, relative to ``s``, the mean squared norm of a centred feature vector.
+        newton_steps: most Newton steps of the logistic head.
+    """
+
+    kind: Literal["ridge", "logistic"] = "ridge"
+    penalty: float = 0.1
+    newton_steps: int = 25
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("ridge", "logistic") or self.penalty <= 0:
+            raise ValueError(f"ImplicitHead needs kind 'ridge' or 'logistic' and penalty > 0, got {self}")
+
+    @property
+    def train_batches(self) -> int:
+        return 0 if self.kind == "ridge" else 1
+
+    def __call__(
+        self,
+        problem: Problem,
+        theta: Mapping[str, Tensor],
+        psi: Mapping[str, Tensor],
+        train_batches: Sequence[Any],
+        val_batch: Any,
+        head_state: State | None = None,
+    ) -> FinetuneGradient:
+        if not isinstance(problem, TargetProblem):
+            raise TypeError("ImplicitHead needs a problem with features(theta, batch) and targets(batch)")
+        theta = detach(theta)
+        batches = [*train_batches, val_batch]
+        nodes = {name: value.requires_grad_() for name, value in encode(problem, theta, batches).items()}
+        targets = [problem.targets(batch).to(next(iter(nodes.values())).dtype) for batch in batches]
+        if self.kind == "ridge":
+            loss = leave_one_out(nodes["0"], targets[0], self.penalty)
+        else:
+            loss = logistic(nodes["0"], targets[0], nodes["1"], targets[1], self.penalty, self.newton_steps)
+        cotangents: Tree = gradient(loss, nodes)
+        return FinetuneGradient(pull_back(problem, theta, batches, cotangents), loss.detach(), ())
+
+
+def leave_one_out(features: Tensor, targets: Tensor, penalty: float) -> Tensor:
+    """Mean squared leave-one-out error of ridge regression with intercept, in closed form.
+
+    Solved in the smaller of the two dimensions. The hat matrix of the centred problem plus 1/n for the intercept is that of
+    the whole, so the shortcut ``(y − ŷ)/(1 − h)`` is exact. The penalty's scale s is held fixed in the derivative.
+
+    Args:
+        features: (examples, features).
+        targets: (examples, outputs).
+        penalty: λ, relative to the mean squared norm of a centred feature vector.
+    """
+    n = len(features)
+    centred = features - features.mean(0)
+    scale = penalty * centred.detach().square().sum(1).mean()
+    if n <= features.shape[1]:
+        gram = centred @ centred.T
+        hat = torch.linalg.solve(gram + scale * torch.eye(n, dtype=gram.dtype, device=gram.device), gram)
+    else:
+        cov = centred.T @ centred
+        shifted = cov + scale * torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
+        hat = centred @ torch.linalg.solve(shifted, centred.T)
+    hat = hat + 1.0 / n
+    errors = (targets - hat @ targets) / (1 - hat.diagonal()).unsqueeze(1)
+    return errors.square().mean()
+
+
+def logistic(
+    train: Tensor, train_targets: Tensor, val: Tensor, val_targets: Tensor, penalty: float, newton_steps: int
+) -> Tensor:
+    """Validation cross-entropy of a penalised logistic head at its training optimum, differentiable in both feature sets.
+
+    ``W* = argmin Σ CE/n + ½λs‖W‖²`` (no penalty on the intercept) by Newton's method without a graph; one more Newton step
+    with the Hessian held fixed is W* in value and ``−H⁻¹ ∂g/∂F`` in derivative, which is the implicit function theorem.
+    """
+    centre = train.mean(0).detach()
+    scale = penalty * float((train.detach() - centre).square().sum(1).mean()) / len(train)
+
+    def design(features: Tensor) -> Tensor:
+        return F.pad(features - centre, (0, 1), value=1.0)
+
+    ridge = torch.full((train.shape[1] + 1,), scale, dtype=train.dtype, device=train.device)
+    ridge[-1] = 1e-8 * scale  # keeps a separable intercept from running away
+    a = design(train)
+    outputs = []
+    for c in range(train_targets.shape[1]):
+        y = train_targets[:, c]
+        w = torch.zeros(a.shape[1], dtype=a.dtype, device=a.device)
+        with torch.no_grad():
+            for _ in range(newton_steps):
+                step = torch.linalg.solve(_hessian(a, w, ridge), _slope(a, y, w, ridge))
+                w = w - step
+                if float(step.norm()) <= 1e-10 * (1 + float(w.norm())):
+                    break
+            hessian = _hessian(a, w, ridge)
+        w = w - torch.linalg.solve(hessian, _slope(a, y, w, ridge))
+        outputs.append(design(val) @ w)
+    return F.binary_cross_entropy_with_logits(torch.stack(outputs, dim=1), val_targets)
+
+
+def _slope(a: Tensor, y: Tensor, w: Tensor, ridge: Tensor) -> Tensor:
+    return a.T @ ((a @ w).sigmoid() - y) / len(a) + ridge * w
+
+
+def _hessian(a: Tensor, w: Tensor, ridge: Tensor) -> Tensor:
+    p = (a @ w).sigmoid()
+    return a.T @ (a * (p * (1 - p)).unsqueeze(1)) / len(a) + torch.diag(ridge)

@@ -1,0 +1,258 @@
+"""The paper's learned warp: size, determinism, derivatives, and its life on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ecgmeta.augment import LearnedWarp, functional
+from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.seeds import seeded
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _warp(leads: int = 3, magnitude: float = 1.0, fs: float = 100.0) -> LearnedWarp:
+    with seeded(0, "warp"):
+        return LearnedWarp(leads, magnitude, fs)
+
+
+def _x(batch: int = 4, leads: int = 3, samples: int = 256, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(batch, leads, samples, generator=_generator(5), dtype=dtype)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A trained-looking warp of three leads: its running statistics have moved."""
+    warp = _warp(magnitude=1.5, fs=250.0)
+    warp(3 * _x() + 1, generator=_generator())
+    warp.save_pretrained(tmp_path / "augmenter")
+    return tmp_path / "augmenter"
+
+
+def test_twelve_leads_have_the_papers_number_of_parameters() -> None:
+    assert sum(p.numel() for p in LearnedWarp().parameters()) == 52_258
+    assert LearnedWarp.paper().global_magnitude.item() == 4
+    assert LearnedWarp.paper(leads=2, magnitude=3.0).global_magnitude.item() == 3
+
+
+def test_evaluation_is_the_identity() -> None:
+    x = _x()
+    assert _warp().eval()(x) is x
+
+
+def test_the_magnitude_is_the_networks_opinion_times_the_square_of_the_global_one() -> None:
+    warp, x = _warp(magnitude=3.0), _x()
+    opinion = 2 * torch.sigmoid(warp.magnitude_layer(warp.net(x)))
+    torch.testing.assert_close(warp.magnitude(x), 9 * opinion)
+    assert warp.magnitude(x).shape == (4, 1)
+    noise = warp.draw(x, _generator())
+    expected = functional.warp(x, warp.magnitude(x), noise=noise)
+    torch.testing.assert_close(warp(x, noise), expected)
+
+
+def test_equal_noise_gives_equal_views() -> None:
+    warp, x = _warp(), _x()
+    noise = warp.draw(x, _generator(1))
+    assert noise.shape == (4, 256)
+    first = warp(x, noise)
+    assert torch.equal(first, warp(x, noise))
+    assert torch.equal(first, warp(x, generator=_generator(1)))
+    assert not torch.equal(first, warp(x, generator=_generator(2)))
+    own = _warp()
+    own.generator = _generator(1)
+    assert torch.equal(first, own(x))
+
+
+def test_a_gradient_reaches_every_parameter_and_the_signal() -> None:
+    warp, x = _warp(), _x().requires_grad_()
+    warp(x, generator=_generator()).pow(3).sum().backward()
+    assert x.grad is not None
+    for name, parameter in warp.named_parameters():
+        # A bias before BatchNorm in training shifts nothing: its gradient is there, and rounding.
+        assert parameter.grad is not None, name
+        if name not in {f"net.{i}.bias" for i in (0, 3, 6, 9)}:
+            assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize(
+    ("name", "index"), [("global_magnitude", 0), ("magnitude_layer.weight", 3), ("net.0.weight", 7)]
+)
+def test_the_second_derivative_through_the_warp_is_that_of_finite_differences(name: str, index: int) -> None:
+    """Of a gentle warp in float64, where it is smooth between kinks; the step is far below their spacing."""
+    warp, x = _warp(magnitude=0.6).double(), _x(dtype=torch.float64)
+    noise, weight = warp.draw(x, _generator(3)), _x(dtype=torch.float64).flip(0)
+    parameters = dict(warp.named_parameters())
+    wanted = [parameters[key] for key in ("global_magnitude", "magnitude_layer.weight", "net.0.weight")]
+    flat = parameters[name].detach().view(-1)
+
+    def gradient(create_graph: bool = False) -> Tensor:
+        loss = (weight * warp(x, noise)).sum() + warp(x, noise).square().sum()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, wanted, create_graph=create_graph)])
+
+    first = gradient(create_graph=True)
+    direction = torch.randn(first.shape, generator=_generator(4), dtype=torch.float64)
+    (row,) = torch.autograd.grad(first @ direction, parameters[name])
+    step = 1e-6
+    with torch.no_grad():
+        flat[index] += step
+    above = gradient()
+    with torch.no_grad():
+        flat[index] -= 2 * step
+    numeric = (above - gradient()) @ direction / (2 * step)
+    assert abs(numeric) > 1e-3
+    torch.testing.assert_close(row.flatten()[index], numeric, rtol=1e-5, atol=1e-7)
+
+
+def test_describe_says_what_it_does_and_changes_nothing() -> None:
+    warp = _warp(magnitude=2.0)
+    warp.net[4].eval()  # somebody froze one layer by hand
+    state = {name: value.clone() for name, value in warp.state_dict().items()}
+    flags = [module.training for module in warp.modules()]
+    found = warp.describe(_x(), generator=_generator())
+    assert found == warp.describe(_x(), generator=_generator())
+    assert [module.training for module in warp.modules()] == flags
+    assert all(torch.equal(value, state[name]) for name, value in warp.state_dict().items())
+    assert found["global_magnitude"] == 2
+    # 0 < 2σ < 2, times 2².
+    assert 0 < found["magnitude_mean"] < 8
+    assert found["sd_ms"] > 0
+    assert 0 <= found["folded"] <= 1
+    assert set(found) == {"global_magnitude", "magnitude_mean", "magnitude_sd", "sd_ms", "folded", "outside"}
+
+
+def test_milliseconds_follow_the_sampling_rate() -> None:
+    slow, fast = (_warp(fs=fs).describe(_x(), generator=_generator()) for fs in (100.0, 500.0))
+    assert slow["sd_ms"] == pytest.approx(5 * fast["sd_ms"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "field"),
+    [
+        ((4, 256, 3), "shape of x"),
+        ((3, 256), "shape of x"),
+        ((4, 2, 256), "leads of x"),
+        ((4, 3, 210), "samples of x"),
+    ],
+)
+def test_records_it_cannot_take_are_refused(shape: tuple[int, ...], field: str) -> None:
+    with pytest.raises(InputError, match=f"LearnedWarp: {field}: found"):
+        _warp()(torch.zeros(shape))
+
+
+def test_the_shortest_record_and_other_lengths_pass() -> None:
+    for samples in (211, 300, 1001):
+        assert _warp()(_x(samples=samples), generator=_generator()).shape == (4, 3, samples)
+
+
+def test_saving_and_loading_gives_the_same_bits_ready_to_augment(saved: Path) -> None:
+    original, loaded = _warp(magnitude=1.5, fs=250.0), LearnedWarp.from_pretrained(saved)
+    original(3 * _x() + 1, generator=_generator())
+    assert (loaded.leads, loaded.fs) == (3, 250.0)
+    before = original.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in loaded.state_dict().items())
+    assert loaded.state_dict().keys() == before.keys()
+    assert loaded.training
+    x = _x()
+    noise = loaded.draw(x, _generator(8))
+    out = loaded(x, noise)
+    assert not torch.equal(out, x)
+    # Its statistics are frozen: neither moved by what it sees, nor by the company a record is in.
+    assert all(torch.equal(value, before[name]) for name, value in loaded.state_dict().items())
+    torch.testing.assert_close(loaded(x[:1], noise[:1])[0], out[0], rtol=1e-4, atol=1e-4)
+    original.train()
+    assert not torch.allclose(original(x[:2], noise[:2])[0], original(x, noise)[0], atol=1e-3)
+    assert loaded.eval()(x) is x
+    assert not loaded.train().net.training
+
+
+def test_saving_twice_replaces_and_leaves_nothing_beside(saved: Path) -> None:
+    _warp(magnitude=2.5).save_pretrained(saved)
+    assert LearnedWarp.from_pretrained(saved).global_magnitude.item() == 2.5
+    assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert [path.name for path in saved.parent.iterdir()] == ["augmenter"]
+
+
+def _refused(folder: str | Path, **settings: object) -> str:
+    with pytest.raises(InputError) as caught:
+        LearnedWarp.from_pretrained(folder, **settings)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "found" in message
+    assert "expected" in message
+    return message
+
+
+def test_a_missing_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no such folder" in _refused(tmp_path / "nowhere")
+    monkeypatch.chdir(tmp_path)
+    # Two parts could be a hub id: without a network it is still one line.
+    assert "runs/augmenter: folder: found no such folder" in _refused("runs/augmenter", local_files_only=True)
+    assert "no such folder" in _refused("augmenter")
+    assert "no such folder" in _refused("a/b c", local_files_only=True)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_missing_file_is_named(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    assert f"{name}: found no such file" in _refused(saved)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 5000])
+def test_truncated_weights_are_refused(saved: Path, keep: int) -> None:
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    assert "saved model" in _refused(saved)
+
+
+def test_weights_of_another_architecture_name_the_first_tensor_that_does_not_fit(saved: Path) -> None:
+    other = saved.parent / "other"
+    LearnedWarp(leads=5).save_pretrained(other)
+    (other / "model.safetensors").replace(saved / "model.safetensors")
+    assert "net.0.weight: found shape (32, 5, 15), expected shape (32, 3, 15)" in _refused(saved)
+
+
+def test_missing_and_further_tensors_are_refused(saved: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(saved / "model.safetensors")
+    save_file({**weights, "extra": torch.zeros(2)}, saved / "model.safetensors")
+    assert "extra: found shape (2,), expected shape nothing" in _refused(saved)
+    save_file({k: v for k, v in weights.items() if k != "global_magnitude"}, saved / "model.safetensors")
+    assert "global_magnitude: found shape nothing" in _refused(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"magnitud": 1.0}, "magnitud: found an unknown argument"),
+        ({"leads": "twelve"}, "saved model"),
+        ({"leads": -1}, "saved model"),
+    ],
+)
+def test_a_configuration_with_wrong_arguments_is_refused(
+    saved: Path, change: dict[str, object], said: str
+) -> None:
+    config = saved / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    assert said in _refused(saved)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", ""])
+def test_a_configuration_that_is_none_is_refused(saved: Path, text: str) -> None:
+    (saved / "config.json").write_text(text)
+    assert "config.json: content" in _refused(saved)
+
+
+def test_an_unknown_argument_of_the_caller_is_refused(saved: Path) -> None:
+    assert "saved model" in _refused(saved, magnitud=1.0)
+
+
+def test_its_text_names_what_matters() -> None:
+    assert repr(_warp(magnitude=1.5)) == "LearnedWarp(leads=3, fs=100.0, global_magnitude=1.5)"

@@ -1,0 +1,217 @@
+"""The whole path on a tiny synthetic cohort, and the stages that follow on a finished run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from run_helpers import call, contents, metrics, pretrain, results, same_tensors, weights
+
+from ecgmeta.augment import LearnedWarp
+from ecgmeta.encoders import ResNet1d
+from ecgmeta.experiment.config import ARMS, read
+from ecgmeta.experiment.evaluate import table
+from ecgmeta.experiment.model import build
+from ecgmeta.experiment.run import Run
+from ecgmeta.experiment.stages import load
+
+COMPARE = "compare=[simclr,simclr_warp]"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "meta"
+    assert pretrain(folder, COMPARE) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def test_the_run_folder_holds_what_its_docstring_says(finished: Path) -> None:
+    top = {path.name for path in finished.iterdir()} - {".lock"}
+    assert top == {
+        *(
+            "config.yaml",
+            "later.yaml",
+            "run.json",
+            "metrics.jsonl",
+            "last.ckpt",
+            "results.json",
+            "report.html",
+        ),
+        *("encoder", "augmenter", "augmenter_before", "compare", "finetune"),
+    }
+    assert {path.name for path in (finished / "compare").iterdir()} == {"simclr", "simclr_warp"}
+    assert not (finished / "compare" / "simclr" / "augmenter").exists()
+    cells = {path.suffix for path in (finished / "finetune").iterdir()}
+    assert cells == {".json", ".npz"}
+
+
+def test_every_arm_and_baseline_stands_in_the_table(finished: Path) -> None:
+    rows = results(finished)
+    found = {(row["arm"], row["protocol"]) for row in rows}
+    assert found == {(arm, p) for arm in ARMS for p in ("full", "linear")} | {
+        ("none", "full"),
+        ("random", "linear"),
+    }
+    for row in rows:
+        low, high = row["scores"]["macro_interval"]
+        assert 0 <= low <= row["scores"]["macro_auroc"] <= high <= 1
+        assert ("difference" in row) == (row["arm"] != "simclr")
+    lines = table(json.loads((finished / "results.json").read_text()))
+    assert len(lines) == len(rows)
+    page = (finished / "report.html").read_text()
+    assert "Synthetic recordings" in page
+    assert all(row["arm"] in page for row in rows)
+
+
+def test_phi_moves_only_where_it_is_learned(finished: Path) -> None:
+    for folder, learned in ((finished, True), (finished / "compare" / "simclr_warp", False)):
+        before, after = (
+            LearnedWarp.from_pretrained(folder / "augmenter_before"),
+            LearnedWarp.from_pretrained(folder / "augmenter"),
+        )
+        moved = [
+            name
+            for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True)
+            if not a.equal(b)
+        ]
+        assert bool(moved) == learned
+        if learned:
+            assert "global_magnitude" in moved
+            assert len(moved) > 5
+
+
+def test_the_augmenters_of_both_warp_arms_start_alike(finished: Path) -> None:
+    start = weights(finished / "augmenter_before")
+    assert same_tensors(start, weights(finished / "compare" / "simclr_warp" / "augmenter_before"))
+
+
+def test_arms_share_the_initial_encoder(finished: Path) -> None:
+    run = Run.open(finished)
+    cohort = load(run.config)
+    models = {arm: build(run.config, cohort, arm) for arm in ARMS}
+    start = models["meta"].encoder.state_dict()
+    for arm, model in models.items():
+        assert same_tensors(start, model.encoder.state_dict()), arm
+    # Until the first φ step the loss of meta and of simclr_warp is the same function of the same batch.
+    assert (
+        metrics(finished)[0]["pretrain_loss"] == metrics(run.other("simclr_warp").folder)[0]["pretrain_loss"]
+    )
+    assert not same_tensors(start, weights(finished / "encoder"))
+
+
+def test_metrics_have_losses_and_the_norm_of_every_phi_step(finished: Path) -> None:
+    lines = metrics(finished)
+    assert [line["step"] for line in lines] == list(range(8))
+    for line in lines:
+        assert line["pretrain_loss"] > 0
+        phi_step = line["step"] % 2 == 1
+        assert ("hyper" in line) == phi_step
+        assert ("head_loss" in line) != phi_step
+        if phi_step:
+            assert line["hyper"]["norm"] > 0
+            assert line["skipped"] is None
+
+
+def test_networks_load_and_work(finished: Path) -> None:
+    x = torch.randn(3, 12, 250, generator=torch.Generator().manual_seed(0))
+    encoder = ResNet1d.from_pretrained(finished / "encoder")
+    assert not encoder.training
+    assert encoder.fs == 50
+    assert encoder(x).shape == (3, encoder.num_features)
+    warp = LearnedWarp.from_pretrained(finished / "augmenter")
+    assert not warp(x, generator=torch.Generator().manual_seed(0)).equal(x)
+    assert warp.eval()(x).equal(x)
+
+
+def test_a_finished_run_is_not_repeated(copy: Path) -> None:
+    before = contents(copy)
+    assert pretrain(copy, COMPARE) == 0
+    changed = {name for name, content in contents(copy).items() if content != before.get(name)}
+    assert changed <= {"report.html"}
+
+
+def test_other_label_counts_are_added(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = results(copy)
+    assert call("finetune", copy, "labels=30") == 0
+    assert call("evaluate", copy) == 0
+    assert "macro AUROC" in capsys.readouterr().out
+    after = results(copy)
+    assert [row for row in after if row["labels"] == 40] == before
+    assert sum(row["labels"] == 30 for row in after) == len(before)
+    (copy / "report.html").unlink()
+    assert call("report", copy) == 0
+    assert "30 labelled recordings" in (copy / "report.html").read_text()
+
+
+def test_cells_of_other_settings_are_trained_again_and_never_mixed_in(copy: Path) -> None:
+    cell = "finetune/synthetic_default-40-meta-full-0.npz"
+    before = contents(copy)
+    assert call("finetune", copy, "labels=30") == 0
+    assert call("finetune", copy, "finetune.lr=0.01") == 0
+    assert contents(copy)[cell] != before[cell]
+    assert call("evaluate", copy) == 0
+    assert {row["labels"] for row in results(copy)} == {40}
+
+
+def test_test_patients_that_pretraining_has_seen_are_refused(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.open(copy)
+    data = run.info["data"]
+    data["pretrain"].append(data["test"][0])
+    run.note(data=data)
+    before = contents(copy)
+    assert call("finetune", copy, "labels=30") == 2
+    error = capsys.readouterr().err
+    assert "test patients: found 1 that pre-training of meta has seen" in error
+    after = contents(copy)
+    assert {name for name in after if name.startswith("finetune")} == {
+        name for name in before if name.startswith("finetune")
+    }
+
+
+def test_run_json_names_the_patients_of_every_part(finished: Path) -> None:
+    run = Run.open(finished)
+    data = {part: set(names) for part, names in run.info["data"].items()}
+    assert data.keys() == {"pretrain", "test", "metaft"}
+    assert not data["test"] & (data["pretrain"] | data["metaft"])
+    assert data["metaft"] <= data["pretrain"]
+    assert run.test_patients == data["test"]
+    assert run.info["command"].startswith("ecgmeta pretrain")
+
+
+def test_a_run_with_a_diverging_series_says_what_was_skipped(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = ("meta.step_size=1e6", "meta.terms=20", "through=report", "finetune.protocols=[linear]")
+    assert pretrain(folder, *options, "baselines=[]") == 0
+    steps = [line for line in metrics(folder) if "hyper" in line]
+    assert steps
+    assert all(line["skipped"] for line in steps)
+    assert same_tensors(
+        dict(LearnedWarp.from_pretrained(folder / "augmenter").named_parameters()),
+        dict(LearnedWarp.from_pretrained(folder / "augmenter_before").named_parameters()),
+    )
+    page = (folder / "report.html").read_text()
+    assert f"{len(steps)} of {len(steps)} φ steps were skipped" in page
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pretrain(tmp_path / "run", "pretrain.lr=1e30", "through=pretrain") == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "loss" in lines[0]
+    assert not (tmp_path / "run" / "encoder").exists()
+
+
+def test_a_configuration_reads_back_as_it_was_written(finished: Path) -> None:
+    assert read(finished / "config.yaml", []) == Run.open(finished).config

@@ -1,0 +1,147 @@
+"""SimCLR: NT-Xent against its definition, and views that fix all randomness."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ecgmeta.augment import LearnedWarp, paper_static
+from ecgmeta.encoders import create_encoder
+from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.seeds import seeded
+from ecgmeta.simclr import SimCLR, Views, draw_views
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _x(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(4, 3, 220, generator=_generator(7), dtype=dtype)
+
+
+def _model(augmenter: LearnedWarp | None = None, temperature: float = 0.5) -> SimCLR:
+    encoder = create_encoder("resnet18", leads=3, width=2, generator=_generator())
+    with seeded(0, "projector"):
+        return SimCLR(encoder, augmenter, temperature=temperature, projection=8)
+
+
+def _warp() -> LearnedWarp:
+    with seeded(0, "warp"):
+        return LearnedWarp(3)
+
+
+def _nt_xent(first: Tensor, second: Tensor, temperature: float) -> float:
+    """Chen et al., 2020, eq. 1, by its sums: mean over i of ``−log(exp(s_ij/τ) / Σ_{k≠i} exp(s_ik/τ))``."""
+    z = [[float(v) for v in row] for row in torch.cat([first, second])]
+    n = len(first)
+
+    def similarity(i: int, k: int) -> float:
+        dot = sum(a * b for a, b in zip(z[i], z[k], strict=True))
+        return dot / math.sqrt(sum(a * a for a in z[i]) * sum(b * b for b in z[k]))
+
+    total = 0.0
+    for i in range(2 * n):
+        others = [math.exp(similarity(i, k) / temperature) for k in range(2 * n) if k != i]
+        total -= similarity(i, (i + n) % (2 * n)) / temperature - math.log(sum(others))
+    return total / (2 * n)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
+def test_the_loss_is_nt_xent_by_its_definition(temperature: float) -> None:
+    model = _model(temperature=temperature).double()
+    views = draw_views(_x(torch.float64), paper_static(), generator=_generator())
+    first, second = model.projector(model.encoder(views.x)).detach().chunk(2)
+    assert float(model(views)) == pytest.approx(_nt_xent(first, second, temperature), rel=1e-9)
+
+
+def test_the_head_is_the_papers_and_completes_4_7_million_parameters() -> None:
+    model = SimCLR(create_encoder("resnet18"))
+    head = [
+        (layer.in_features, layer.out_features)
+        for layer in model.projector.modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    assert head == [(256, 256), (256, 128)]
+    assert not any(isinstance(layer, nn.BatchNorm1d) for layer in model.projector.modules())
+    assert sum(p.numel() for p in model.projector.parameters()) == 98_688
+    assert sum(p.numel() for p in model.parameters()) == 4_630_848 + 98_688
+
+
+def test_the_loss_is_a_function_of_its_views() -> None:
+    warp = _warp()
+    model = _model(warp)
+    views = draw_views(_x(), paper_static(), warp, generator=_generator())
+    first = model(views)
+    torch.manual_seed(12345)
+    assert torch.equal(first, model(views))
+    other = draw_views(_x(), paper_static(), warp, generator=_generator(1))
+    assert not torch.equal(first, model(other))
+    assert not torch.equal(first, model(Views(views.x, other.noise)))  # the warp's own noise matters
+
+
+def test_an_augmenter_without_its_noise_is_refused_because_the_loss_would_draw_some() -> None:
+    model = _model(_warp())
+    with pytest.raises(InputError, match="SimCLR: noise of views: found None"):
+        model(Views(torch.cat([_x(), _x()])))
+    assert model.eval()(Views(torch.cat([_x(), _x()]))).isfinite()  # in eval() it is the identity
+
+
+def test_a_gradient_reaches_the_encoder_the_head_and_the_augmenter() -> None:
+    warp = _warp()
+    model = _model(warp)
+    model(draw_views(_x(), paper_static(), warp, generator=_generator())).backward()
+    for part in (model.encoder, model.projector, warp):
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in part.parameters())
+    for weight in (
+        warp.global_magnitude,
+        warp.magnitude_layer.weight,
+        warp.net[0].weight,
+        model.encoder.stem[0].weight,
+    ):
+        assert isinstance(weight, nn.Parameter)
+        assert weight.grad is not None
+        assert weight.grad.abs().max() > 0
+
+
+def test_both_views_go_through_the_encoder_together() -> None:
+    model, seen = _model(), []
+    model.encoder.register_forward_hook(lambda module, inputs, output: seen.append(tuple(inputs[0].shape)))
+    model(draw_views(_x(), paper_static(), generator=_generator()))
+    assert seen == [(8, 3, 220)]
+
+
+def test_views_repeat_with_their_generator_and_differ_from_each_other() -> None:
+    warp, static = _warp(), paper_static()
+    views, again, other = (draw_views(_x(), static, warp, generator=_generator(s)) for s in (0, 0, 1))
+    assert views.noise is not None
+    assert again.noise is not None
+    assert other.noise is not None
+    assert torch.equal(views.x, again.x)
+    assert torch.equal(views.noise, again.noise)
+    assert not torch.equal(views.x, other.x)
+    assert not torch.equal(views.noise, other.noise)
+    assert not torch.equal(views.x[:4], views.x[4:])
+    assert not torch.equal(views.noise[:4], views.noise[4:])
+
+
+def test_the_static_transform_comes_first_and_the_warp_inside_the_loss() -> None:
+    warp, static, g = _warp(), paper_static(), _generator(3)
+    views = draw_views(_x(), static, warp, generator=_generator(3))
+    augmented = static(torch.cat([_x(), _x()]), generator=g)
+    assert torch.equal(views.x, augmented)  # static only
+    assert views.noise is not None
+    assert torch.equal(views.noise, warp.draw(augmented, g))
+    model, seen = _model(warp), []
+    model.encoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    model(views)
+    assert torch.equal(seen[0], warp(augmented, views.noise))
+
+
+def test_without_transforms_the_views_are_the_records_twice() -> None:
+    views = draw_views(_x(), None)
+    assert torch.equal(views.x, torch.cat([_x(), _x()]))
+    assert views.noise is None
