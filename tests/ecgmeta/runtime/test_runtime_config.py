@@ -93,7 +93,7 @@ def test_writing_and_reading_gives_the_same(tmp_path: Path) -> None:
     ("key", "nearest"),
     [
         ("sed", "seed"),
-        ("optimizer.lr", "optimiser.lr"),
+        ("optimizer.lr", "optimiser"),
         ("optimiser.stesp", "optimiser.steps"),
         ("optimiser.inner.dept", "optimiser.inner.depth"),
     ],

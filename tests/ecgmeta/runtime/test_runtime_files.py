@@ -125,7 +125,7 @@ def test_nothing_that_a_checkpoint_holds_is_executed(tmp_path: Path) -> None:
     target, path = tmp_path / "executed", tmp_path / "last.ckpt"
     torch.save({"w": _Malicious(target)}, path)
     _refused(path)
-    path.write_bytes(pickle.dumps({"w": _Malicious(target)}))
+    path.write_bytes(pickle.dumps({"w": _Malicious(target)}, protocol=2))
     _refused(path)
     assert not target.exists()
     pickle.loads(path.read_bytes())  # the trap works

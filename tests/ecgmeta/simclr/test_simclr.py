@@ -55,7 +55,7 @@ def test_the_loss_is_nt_xent_by_its_definition(temperature: float) -> None:
     model = _model(temperature=temperature).double()
     views = draw_views(_x(torch.float64), paper_static(), generator=_generator())
     first, second = model.projector(model.encoder(views.x)).detach().chunk(2)
-    assert float(model(views)) == pytest.approx(_nt_xent(first, second, temperature), rel=1e-9)
+    assert model(views).item() == pytest.approx(_nt_xent(first, second, temperature), rel=1e-9)
 
 
 def test_the_head_is_the_papers_and_completes_4_7_million_parameters() -> None:
