@@ -70,7 +70,7 @@ class _Evaluated:
         loss: Loss,
         theta: Mapping[str, Tensor],
         phi: Mapping[str, Tensor],
-        recording: AbstractContextManager[None] | None,
+        recording: AbstractContextManager[None] | None = None,
     ) -> None:
         self._function, self._theta, self._phi = loss, detach(theta), detach(phi)
         self._recording: AbstractContextManager[None] | None = recording

@@ -27,6 +27,9 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        umask = os.umask(0)  # the one way to read it is to set it
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would shut colleagues out of a shared run folder
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

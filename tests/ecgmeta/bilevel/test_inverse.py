@@ -7,8 +7,8 @@ import torch
 from problems import spd
 from torch import Tensor
 
-from ecgmeta.bilevel import Identity, Neumann, Result, Solver
-from ecgmeta.bilevel.inverse import Matvec
+from ecgmeta.bilevel import ConjugateGradient, Identity, Neumann, Nystrom, Result, Solver
+from ecgmeta.bilevel.inverse import Dense, Matvec
 
 G = torch.Generator().manual_seed(0)
 OPERATORS: dict[str, Tensor] = {
@@ -22,6 +22,9 @@ SOLVERS: dict[str, Solver] = {
     "identity": Identity(0.3),
     "neumann": Neumann(5, 0.25),
     "damped": Neumann(5, 0.2, damping=0.1),
+    "cg": ConjugateGradient(3),
+    "nystrom": Nystrom(rank=2, iterations=3, damping=0.05),
+    "dense": Dense(),
 }
 
 
@@ -109,3 +112,64 @@ def test_a_product_that_is_not_finite_is_noticed() -> None:
 def test_settings_out_of_range_are_refused(terms: int, step_size: float, damping: float) -> None:
     with pytest.raises(ValueError, match="Neumann needs"):
         Neumann(terms, step_size, damping)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("damping", [0.0, 0.7])
+def test_conjugate_gradients_are_exact_in_n_steps(operator: str, damping: float) -> None:
+    matrix, v = OPERATORS[operator], rhs(len(OPERATORS[operator]))
+    n = len(matrix)
+    solution = ConjugateGradient(n, damping=damping)(matvec_of(matrix), {"x": v})
+    shifted = matrix + damping * torch.eye(n, dtype=torch.float64)
+    torch.testing.assert_close(solution.value["x"], torch.linalg.solve(shifted, v), rtol=1e-8, atol=1e-10)
+    assert solution.residual is not None
+    assert solution.residual < 1e-9
+    distinct = len(torch.unique((torch.linalg.eigvalsh(shifted) * 1e6).round()))
+    assert solution.iterations <= distinct
+    torch.testing.assert_close(
+        Dense(damping)(matvec_of(matrix), {"x": v}).value["x"], torch.linalg.solve(shifted, v)
+    )
+
+
+def test_conjugate_gradients_converge_within_their_bound() -> None:
+    matrix = spd(60, torch.Generator().manual_seed(3), low=1.0, high=10.0)
+    v = rhs(60)
+    exact = torch.linalg.solve(matrix, v)
+
+    def error(k: int) -> float:
+        e = ConjugateGradient(k)(matvec_of(matrix), {"x": v}).value["x"] - exact
+        return float((e @ matrix @ e).sqrt())
+
+    rate = (10**0.5 - 1) / (10**0.5 + 1)
+    start = float((exact @ matrix @ exact).sqrt())
+    for k in (2, 5, 10):
+        assert error(k) <= 2 * rate**k * start
+
+
+def test_a_nystrom_sketch_removes_the_large_eigenvalues() -> None:
+    g = torch.Generator().manual_seed(4)
+    q, _ = torch.linalg.qr(torch.randn(40, 40, generator=g, dtype=torch.float64))
+    values = torch.cat(
+        [
+            torch.tensor([1e4, 3e3, 1e3, 5e2], dtype=torch.float64),
+            torch.linspace(0.5, 1, 36, dtype=torch.float64),
+        ]
+    )
+    matrix, v = (q * values) @ q.T, rhs(40)
+    shifted = matrix + 0.1 * torch.eye(40, dtype=torch.float64)
+    plain = ConjugateGradient(6, damping=0.1)(matvec_of(matrix), {"x": v})
+    helped = Nystrom(rank=8, iterations=6, damping=0.1)(matvec_of(matrix), {"x": v})
+    assert helped.iterations == 14
+    assert plain.residual is not None
+    assert helped.residual is not None
+    assert helped.residual < 1e-3 * plain.residual
+    assert helped.residual == pytest.approx(
+        float((v - shifted @ helped.value["x"]).norm() / v.norm()), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("solver", [ConjugateGradient(20), Nystrom(2, 20, 0.01), Dense()])
+def test_indefinite_operators_are_noticed(solver: Solver) -> None:
+    matrix = torch.diag(torch.tensor([-0.5, 1.0, 2.0], dtype=torch.float64))
+    solution = solver(matvec_of(matrix), {"x": torch.tensor([1.0, 0.1, 0.1], dtype=torch.float64)})
+    assert solution.result is Result.INDEFINITE

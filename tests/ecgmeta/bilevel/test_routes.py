@@ -1,0 +1,241 @@
+"""Product routes against each other, fine-tuning factors against finite differences, the spectrum against eigenvalues."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from problems import Quadratic, spd
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ecgmeta.bilevel import (
+    SGD,
+    Adam,
+    CentralDifference,
+    DoubleBackward,
+    ForwardOverReverse,
+    ImplicitHead,
+    Unroll,
+    choose_products,
+    lanczos,
+)
+from ecgmeta.bilevel.implicit_head import leave_one_out
+from ecgmeta.bilevel.trees import Tree, detach, norm
+
+X = torch.randn(10, 3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(3, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.project(x.transpose(1, 2)).chunk(3, dim=-1)
+        return (q @ k.transpose(1, 2)).softmax(-1) @ v
+
+
+NETWORKS = {
+    "batchnorm": lambda: nn.Sequential(
+        nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.Tanh(), nn.Flatten(), nn.Linear(24, 2)
+    ),
+    "layernorm": lambda: nn.Sequential(
+        nn.Linear(8, 6), nn.LayerNorm(6), nn.Tanh(), nn.Flatten(), nn.Linear(18, 2)
+    ),
+    "groupnorm": lambda: nn.Sequential(
+        nn.Conv1d(3, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(24, 2)
+    ),
+    "attention": lambda: nn.Sequential(Attention(), nn.Flatten(), nn.Linear(24, 2)),
+}
+
+
+def setting(name: str) -> tuple[Any, Tree, Tree, Tree]:
+    torch.manual_seed(1)
+    network = NETWORKS[name]().double().train()
+    theta = detach(dict(network.named_parameters()))
+    buffers = {n: b.clone() for n, b in network.named_buffers()}
+    phi = {"log_weight": torch.randn(10, dtype=torch.float64)}
+
+    def loss(theta: Tree, phi: Tree) -> Tensor:
+        out = functional_call(network, theta | {n: b.clone() for n, b in buffers.items()}, (X,))
+        return (phi["log_weight"].exp() * (out - 1).square().sum(1)).mean()
+
+    return loss, theta, phi, {n: torch.randn_like(v) for n, v in theta.items()}
+
+
+def apart(a: Tree, b: Tree) -> float:
+    return float(norm({n: a[n] - b[n] for n in a}) / norm(b))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_central_differences_converge_to_double_backward_at_second_order(name: str) -> None:
+    loss, theta, phi, u = setting(name)
+    exact = DoubleBackward(loss, theta, phi)
+    for product in ("hvp", "mixed"):
+        errors = [
+            apart(getattr(CentralDifference(step)(loss, theta, phi), product)(u), getattr(exact, product)(u))
+            for step in (2e-3, 1e-3)
+        ]
+        assert errors[1] < 1e-4
+        assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["batchnorm", "layernorm", "attention"])
+def test_forward_over_reverse_equals_double_backward_and_brings_the_gradient(name: str) -> None:
+    loss, theta, phi, u = setting(name)
+    exact, forward = DoubleBackward(loss, theta, phi), ForwardOverReverse(loss, theta, phi)
+    assert apart(forward.mixed(u), exact.mixed(u)) < 1e-12
+    assert apart(forward.hvp(u), exact.hvp(u)) < 1e-12
+    assert apart(forward.gradient, exact.gradient) < 1e-13
+    torch.testing.assert_close(forward.loss, exact.loss)
+
+
+def test_the_choice_of_route_is_measured_and_never_a_wrong_one() -> None:
+    loss, theta, phi, _ = setting("groupnorm")
+    coarse = CentralDifference(5.0)
+    route, probes = choose_products(
+        loss, theta, phi, candidates=[coarse, ForwardOverReverse, DoubleBackward], tolerance=1e-6
+    )
+    by_route = {id(p.route): p for p in probes}
+    assert by_route[id(coarse)].error > 1e-6
+    assert route is not coarse
+    assert by_route[id(DoubleBackward)].error < 1e-12
+    for p in probes:
+        assert (p.error == float("inf")) == bool(p.failure)
+
+
+def test_a_route_evaluates_the_recorded_loss_once() -> None:
+    from contextlib import contextmanager
+
+    loss, theta, phi, u = setting("layernorm")
+    for route in (DoubleBackward, ForwardOverReverse, CentralDifference()):
+        entered = []
+
+        @contextmanager
+        def recording(entered: list[int] = entered) -> Any:
+            entered.append(1)
+            yield
+
+        point = route(loss, theta, phi, recording())
+        point.hvp(u)
+        point.mixed(u)
+        assert apart(point.gradient, DoubleBackward(loss, theta, phi).gradient) < 1e-12
+        assert len(entered) == 1
+
+
+class Regression:
+    """A tanh layer under a linear head; targets known."""
+
+    def __init__(self, outputs: int = 2) -> None:
+        g = torch.Generator().manual_seed(4)
+        self.x = {b: torch.randn(14, 3, generator=g, dtype=torch.float64) for b in ("train", "validation")}
+        self.y = {
+            b: (torch.randn(14, outputs, generator=g, dtype=torch.float64) > 0).double() for b in self.x
+        }
+        self.theta = {"w": torch.randn(5, 3, generator=g, dtype=torch.float64)}
+        self.psi = {"head": torch.randn(outputs, 5, generator=g, dtype=torch.float64)}
+
+    def pretrain_loss(self, theta: Tree, phi: Tree, batch: Any) -> Tensor:
+        return theta["w"].square().sum()
+
+    def features(self, theta: Tree, batch: Any) -> Tensor:
+        return torch.tanh(self.x[batch] @ theta["w"].T)
+
+    def head_loss(self, features: Tensor, psi: Tree, batch: Any) -> Tensor:
+        return F.binary_cross_entropy_with_logits(features @ psi["head"].T, self.y[batch])
+
+    def finetune_loss(self, theta: Tree, psi: Tree, batch: Any) -> Tensor:
+        return self.head_loss(self.features(theta, batch), psi, batch)
+
+    def targets(self, batch: Any) -> Tensor:
+        return self.y[batch]
+
+
+def against_differences(problem: Regression, factor: Any, train: list[str], scale_fixed: Any = None) -> float:
+    v = factor(problem, problem.theta, problem.psi, train, "validation").v["w"]
+    found = torch.zeros_like(v)
+    for i in range(v.numel()):
+        ends = []
+        for sign in (1, -1):
+            moved = problem.theta["w"].clone()
+            moved.view(-1)[i] += sign * 1e-6
+            ends.append(factor(problem, {"w": moved}, problem.psi, train, "validation").validation_loss)
+        found.view(-1)[i] = (ends[0] - ends[1]) / 2e-6
+    return float((v - found).norm() / found.norm())
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.3, momentum=0.5), Adam(0.05, eps=1e-3)])
+@pytest.mark.parametrize("encoder", [False, True])
+def test_unrolls_equal_differences_of_the_fine_tuned_loss(optimizer: Any, encoder: bool) -> None:
+    factor = Unroll(3, optimizer, encoder=encoder)
+    assert against_differences(Regression(), factor, ["train", "validation", "train"]) < 1e-6
+
+
+def test_full_unroll_differs_from_the_head_alone() -> None:
+    problem = Regression()
+    found = [
+        Unroll(3, SGD(0.5), encoder=e)(problem, problem.theta, problem.psi, ["train"] * 3, "validation").v[
+            "w"
+        ]
+        for e in (False, True)
+    ]
+    assert float((found[0] - found[1]).norm() / found[0].norm()) > 0.01
+
+
+def test_leave_one_out_equals_refitting_without_each_example() -> None:
+    g = torch.Generator().manual_seed(5)
+    for n, d in ((9, 4), (6, 11)):
+        f, y = (
+            torch.randn(n, d, generator=g, dtype=torch.float64),
+            torch.randn(n, 2, generator=g, dtype=torch.float64),
+        )
+        penalty = 0.3
+        size = penalty * float((f - f.mean(0)).square().sum(1).mean())
+        errors = []
+        for i in range(n):
+            kept = [k for k in range(n) if k != i]
+            a = torch.cat([f[kept], torch.ones(n - 1, 1, dtype=torch.float64)], 1)
+            ridge = size * torch.eye(d + 1, dtype=torch.float64)
+            ridge[-1, -1] = 0
+            w = torch.linalg.solve(a.T @ a + ridge, a.T @ y[kept])
+            errors.append(y[i] - torch.cat([f[i], torch.ones(1, dtype=torch.float64)]) @ w)
+        torch.testing.assert_close(leave_one_out(f, y, penalty), torch.stack(errors).square().mean())
+
+
+def test_the_logistic_head_is_differentiated_at_its_optimum() -> None:
+    # The penalty's scale is a constant of the derivative, so it is held fixed in the differences by features of equal norm.
+    class Normed(Regression):
+        def features(self, theta: Tree, batch: Any) -> Tensor:
+            f = super().features(theta, batch)
+            f = f - f.mean(0)
+            return f / f.square().sum(1).mean().sqrt()
+
+    problem = Normed()
+    assert against_differences(problem, ImplicitHead("logistic", penalty=0.2), ["train"]) < 1e-5
+    assert against_differences(problem, ImplicitHead("ridge", penalty=0.2), []) < 1e-5
+
+
+def test_the_implicit_head_needs_targets() -> None:
+    with pytest.raises(TypeError, match="targets"):
+        ImplicitHead()(Quadratic.random(0), {"w": torch.zeros(6)}, {}, [], "validation")
+    with pytest.raises(ValueError, match="penalty > 0"):
+        ImplicitHead(penalty=0.0)
+
+
+def test_lanczos_finds_the_ends_of_the_spectrum_and_a_safe_step_size() -> None:
+    g = torch.Generator().manual_seed(6)
+    matrix = spd(30, g, low=-2.0, high=9.0)
+    like = {"x": torch.zeros(30, dtype=torch.float64)}
+    full = lanczos(lambda t: {"x": matrix @ t["x"]}, like, 30)
+    assert full.largest == pytest.approx(9.0)
+    assert full.smallest == pytest.approx(-2.0)
+    part = lanczos(lambda t: {"x": matrix @ t["x"]}, like, 8)
+    assert -2.0 <= part.smallest < part.largest <= 9.0 + 1e-9
+    damped = matrix + full.damping * torch.eye(30, dtype=torch.float64)
+    eigenvalues = torch.linalg.eigvalsh(damped)
+    assert 0 < full.step_size * float(eigenvalues[0]) <= full.step_size * float(eigenvalues[-1]) < 2
+    one = lanczos(lambda t: {"x": 3 * t["x"]}, like, 12)
+    assert (one.largest, one.smallest, one.iterations) == (pytest.approx(3), pytest.approx(3), 1)
