@@ -232,6 +232,7 @@ def _logged(report: Report, training: _Training, seconds: float) -> dict[str, An
     if report.hyper is not None:
         values["hyper"] = report.diagnostics
         values["skipped"] = report.skipped
+        values["solver"] = report.hyper.inverse.result.name.lower()
     if training.model.augmenter is not None:
         values["global_magnitude"] = float(training.model.augmenter.global_magnitude.detach())
     return values

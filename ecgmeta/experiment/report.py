@@ -115,6 +115,12 @@ def _warnings(run: Run, cohort: Cohort, logs: dict[str, list[dict[str, Any]]]) -
         )
     if skipped:
         lines.append(f"{len(skipped)} of {len(steps)} φ steps were skipped; the last reason: {skipped[-1]}.")
+    curved = sum(line.get("solver") == "negative_curvature" for line in steps)
+    if curved:
+        lines.append(
+            f"{curved} of {len(steps)} φ steps met negative curvature of the pre-training loss: the inverse-Hessian product "
+            "there is a short sum, not an inverse (meta.damping would make it one)."
+        )
     if run.config.pretrain.max_steps:
         lines.append(f"Pre-training was cut at {run.config.pretrain.max_steps} steps (pretrain.max_steps).")
     return lines

@@ -22,14 +22,17 @@ class Neumann:
         damping: μ ≥ 0, added to the diagonal of H, for Hessians with negative eigenvalues down to −μ.
         exact_residual: spend one more product to know the residual of the returned sum. Without it the residual is
             that of the sum one term shorter, which is not smaller where the series converges.
+        growth: largest term that negative curvature may make, relative to v.
 
-    A series that grows is stopped before the first larger term, and the result says so; the sum up to there is the value.
+    A term that grows along positive curvature means a step size above ``2/λmax``: the series is stopped before it, and the
+    result says so. Growth along negative curvature is reported, and stops the series where a term is ``growth`` times v.
     """
 
     terms: int
     step_size: float
     damping: float = 0.0
     exact_residual: bool = False
+    growth: float = 1.5
 
     def __post_init__(self) -> None:
         if self.terms < 0 or self.step_size <= 0 or self.damping < 0:
@@ -53,8 +56,13 @@ class Neumann:
             ratio = new_size / size
             contraction = ratio if contraction is None else max(contraction, ratio)
             if ratio > 1 + 1e-6:
-                result = Result.INDEFINITE if float(dot(term, product)) < 0 else Result.DIVERGED
-                break
+                if float(dot(term, product)) >= 0:
+                    result = Result.DIVERGED
+                    break
+                if new_size > self.growth * start:
+                    result = Result.INDEFINITE
+                    break
+                result = Result.NEGATIVE_CURVATURE
             residual = new_size / start
             if spent <= self.terms:
                 total = axpy(1.0, following, total)

@@ -16,6 +16,7 @@ class Result(Enum):
     """How a solve ended; the value is a sentence that says what to try."""
 
     DONE = "the requested number of terms was taken"
+    NEGATIVE_CURVATURE = "negative curvature was met, in a sum too short to grow; damping of about |λmin| would let it converge"
     DIVERGED = "the series grew: the step size is above 2/λmax; try a smaller step_size"
     INDEFINITE = (
         "negative curvature was met: the Hessian is not positive definite here; try damping of about |λmin|"
@@ -45,7 +46,8 @@ class Solution:
 
     @property
     def ok(self) -> bool:
-        return self.result is Result.DONE
+        """Whether the value may be used: a short sum that met negative curvature may, and says so in its result."""
+        return self.result in (Result.DONE, Result.NEGATIVE_CURVATURE)
 
 
 class Solver(Protocol):

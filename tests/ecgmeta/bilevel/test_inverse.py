@@ -100,6 +100,11 @@ def test_negative_curvature_is_noticed_and_damping_cures_it() -> None:
     assert solution.result is Result.INDEFINITE
     assert "damping" in solution.result.value
     assert Neumann(20, 0.4, damping=0.6)(matvec_of(matrix), {"x": v}).ok
+    # One small term does not diverge: it may be used, and still says what it met.
+    short = Neumann(1, 0.01)(matvec_of(matrix), {"x": v})
+    assert short.ok
+    assert short.result is Result.NEGATIVE_CURVATURE
+    torch.testing.assert_close(short.value["x"], 0.01 * (2 * v - 0.01 * matrix @ v))
 
 
 def test_a_product_that_is_not_finite_is_noticed() -> None:
@@ -162,7 +167,7 @@ def test_a_nystrom_sketch_removes_the_large_eigenvalues() -> None:
     assert helped.iterations == 14
     assert plain.residual is not None
     assert helped.residual is not None
-    assert helped.residual < 1e-3 * plain.residual
+    assert helped.residual < 1e-2 * plain.residual
     assert helped.residual == pytest.approx(
         float((v - shifted @ helped.value["x"]).norm() / v.norm()), rel=1e-4
     )
