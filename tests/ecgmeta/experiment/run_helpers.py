@@ -24,7 +24,13 @@ TINY = [
         "pretrain.log_every=1",
         "pretrain.checkpoint_every=3",
     ),
-    *("meta.labels=40", "meta.batch_size=16", "meta.period=2", "meta.warmup_epochs=0"),
+    *(
+        "meta.labels=40",
+        "meta.batch_size=16",
+        "meta.period=2",
+        "meta.warmup_epochs=0",
+        "meta.inverse=identity",
+    ),
     *("finetune.labels=[40]", "finetune.seeds=1", "finetune.epochs=2", "evaluate.bootstrap=20"),
 ]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from run_helpers import TINY, metrics, pretrain, results, same_tensors, watched, weights
 
-OPTIONS = ("through=evaluate", "finetune.protocols=[full]", "baselines=[none]")
+OPTIONS = ("meta.inverse=neumann", "through=evaluate", "finetune.protocols=[full]", "baselines=[none]")
 
 
 def _assert_same(resumed: Path, whole: Path) -> None:
@@ -80,7 +80,12 @@ def test_ctrl_c_while_data_are_read_says_how_to_go_on(
 
 @pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_numbers(tmp_path: Path) -> None:
-    options = ("through=pretrain", "pretrain.max_steps=60", "pretrain.checkpoint_every=7")
+    options = (
+        "meta.inverse=neumann",
+        "through=pretrain",
+        "pretrain.max_steps=60",
+        "pretrain.checkpoint_every=7",
+    )
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, "-m", "ecgmeta", "pretrain", "--out", str(killed), *TINY, *options]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)

@@ -190,7 +190,13 @@ def test_run_json_names_the_patients_of_every_part(finished: Path) -> None:
 
 def test_a_run_with_a_diverging_series_says_what_was_skipped(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    options = ("meta.step_size=1e6", "meta.terms=20", "through=report", "finetune.protocols=[linear]")
+    options = (
+        "meta.inverse=neumann",
+        "meta.step_size=1e6",
+        "meta.terms=20",
+        "through=report",
+        "finetune.protocols=[linear]",
+    )
     assert pretrain(folder, *options, "baselines=[]") == 0
     steps = [line for line in metrics(folder) if "hyper" in line]
     assert steps
