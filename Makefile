@@ -21,10 +21,10 @@ demo: setup
 	$(BIN)/ecgmeta demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadscope
+	$(BIN)/python -m pytest -n 2 --dist loadscope --max-worker-restart=0
 
 test-fast: setup
-	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadscope --max-worker-restart=0 -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -112,8 +112,10 @@ class ResNet1d(nn.Module, Pretrained):
                 channels = width * 2**stage
         self.stages = nn.Sequential(*stages)
         # Time is the second of two spatial axes, because two-dimensional convolutions have a channels-last layout, in
-        # which a training step takes about two thirds of its time with one-dimensional ones (measured on a CPU).
-        self.to(memory_format=torch.channels_last)
+        # which a training step takes about two thirds of its time with one-dimensional ones (measured on a CPU). Below 8
+        # channels the weight gradient of a strided 1x1 convolution in that layout has crashed (torch 2.15, oneDNN).
+        self._layout = torch.channels_last if width >= 8 else torch.contiguous_format
+        self.to(memory_format=self._layout)
 
     def initialise(self, generator: torch.Generator) -> ResNet1d:
         """He initialisation (fan out) of every convolution from ``generator``; returns itself."""
@@ -132,7 +134,7 @@ class ResNet1d(nn.Module, Pretrained):
         """
         if x.ndim != 3 or x.shape[1] != self.leads:
             raise InputError("encoder", "shape of x", tuple(x.shape), f"(batch, {self.leads}, samples)")
-        image = self.normalize(x).unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        image = self.normalize(x).unsqueeze(2).contiguous(memory_format=self._layout)
         return self.stages(self.stem(image)).squeeze(2)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ecgmeta.cli import main
 
 # 84 recordings of 250 samples to pre-train on (5 steps an epoch), 40 of them labelled, 36 to test on.
 TINY = [
-    *("data.synthetic.n=120", "data.duration=5", "data.fs=50", "encoder.width=4"),
+    *("data.synthetic.n=120", "data.duration=5", "data.fs=50", "encoder.width=8"),
     *(
         "pretrain.batch_size=16",
         "pretrain.max_steps=8",

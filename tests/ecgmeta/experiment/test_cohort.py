@@ -162,7 +162,7 @@ def test_three_steps_of_the_papers_configuration_on_ptbxl(real_data: Path, tmp_p
     folder = tmp_path / "run"
     options = (f"data.root={real_data / 'ptbxl_fixture'}", "through=pretrain", "pretrain.max_steps=3")
     small = (
-        "encoder.width=4",
+        "encoder.width=8",
         "compare=[]",
     )  # three networks of 4.6 M parameters are no matter of three steps
     config = ROOT / "configs" / "ecg" / "ptbxl_meta.yaml"

@@ -44,7 +44,12 @@ def test_the_defaults_are_in_range() -> None:
     "override",
     [
         *("pretrain.arm=metta", "compare=[simcrl]", "baselines=[nothing]", "evaluate.reference=simlcr"),
-        *("encoder.name=resnet19", "encoder.norm=layer", "finetune.protocols=[half]", "through=end"),
+        *(
+            "encoder.name=resnet19",
+            "encoder.norm=layer",
+            "finetune.protocols=[half]",
+            "through=end",
+        ),
         *("meta.inverse=magic", "meta.on_failure=ignore", "data.label_policy=x", "data.windows=some"),
         *("data.on_error=ignore", "accelerator=abacus"),
         *("data.fs=0", "data.fs=.inf", "pretrain.epochs=.inf", "pretrain.epochs=0", "pretrain.lr=.nan"),
