@@ -56,17 +56,20 @@ class BasicBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels: int, stride: int, kernel: int, norm: str) -> None:
         super().__init__()
+        self.stride = stride
         self.conv1 = _conv(channels_in, channels, kernel, stride)
         self.norm1 = _norm(norm, channels)
         self.conv2 = _conv(channels, channels, kernel)
         self.norm2 = _norm(norm, channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels:
-            self.shortcut = nn.Sequential(_conv(channels_in, channels, 1, stride), _norm(norm, channels))
+            self.shortcut = nn.Sequential(_conv(channels_in, channels, 1), _norm(norm, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         out = torch.relu(self.norm1(self.conv1(x)))
-        return torch.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
+        # The shortcut's stride is a slice: oneDNN's weight gradient of a strided 1x1 convolution in channels-last layout
+        # writes outside its buffers for fewer than 16 channels and an odd batch (torch 2.14 and 2.15, AVX-512).
+        return torch.relu(self.norm2(self.conv2(out)) + self.shortcut(x[..., :: self.stride]))
 
 
 class ResNet1d(nn.Module, Pretrained):
@@ -112,10 +115,8 @@ class ResNet1d(nn.Module, Pretrained):
                 channels = width * 2**stage
         self.stages = nn.Sequential(*stages)
         # Time is the second of two spatial axes, because two-dimensional convolutions have a channels-last layout, in
-        # which a training step takes about two thirds of its time with one-dimensional ones (measured on a CPU). Below 8
-        # channels the weight gradient of a strided 1x1 convolution in that layout has crashed (torch 2.15, oneDNN).
-        self._layout = torch.channels_last if width >= 8 else torch.contiguous_format
-        self.to(memory_format=self._layout)
+        # which a training step takes about two thirds of its time with one-dimensional ones (measured on a CPU).
+        self.to(memory_format=torch.channels_last)
 
     def initialise(self, generator: torch.Generator) -> ResNet1d:
         """He initialisation (fan out) of every convolution from ``generator``; returns itself."""
@@ -134,7 +135,7 @@ class ResNet1d(nn.Module, Pretrained):
         """
         if x.ndim != 3 or x.shape[1] != self.leads:
             raise InputError("encoder", "shape of x", tuple(x.shape), f"(batch, {self.leads}, samples)")
-        image = self.normalize(x).unsqueeze(2).contiguous(memory_format=self._layout)
+        image = self.normalize(x).unsqueeze(2).contiguous(memory_format=torch.channels_last)
         return self.stages(self.stem(image)).squeeze(2)
 
     def forward(self, x: Tensor) -> Tensor:

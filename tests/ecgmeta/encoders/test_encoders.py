@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,3 +166,18 @@ def test_constants_that_would_spoil_every_number_are_refused(mean: float, sd: fl
     with pytest.raises(InputError, match="normalisation: mean, sd: found"):
         layer.set(mean, sd)
     assert torch.equal(layer.sd, torch.ones(3, 1))
+
+
+def test_odd_batches_of_narrow_networks_leave_memory_whole() -> None:
+    # In a process of its own: oneDNN's weight gradient of a strided 1x1 convolution wrote outside its buffers here, which
+    # ends a process at some later allocation, if at all.
+    code = (
+        "import torch\n"
+        "from ecgmeta.encoders import create_encoder\n"
+        "encoder = create_encoder('resnet18', width=8).eval()\n"
+        "for _ in range(40):\n"
+        "    encoder(torch.randn(31, 12, 500)).sum().backward()\n"
+        "    kept = [torch.randn(n) for n in range(1, 2000, 50)]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
