@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ecgmeta.bilevel.features import Encoded
 from ecgmeta.bilevel.optimizers import State
 from ecgmeta.bilevel.problem import FeatureProblem, Problem
-from ecgmeta.bilevel.trees import Tree, detach, gradient
-from ecgmeta.bilevel.unroll import FinetuneGradient, encode, pull_back
+from ecgmeta.bilevel.trees import Tree, detach, gradient, leaves
+from ecgmeta.bilevel.unroll import FinetuneGradient
 
 
 @runtime_checkable
@@ -69,14 +70,15 @@ class ImplicitHead:
             raise TypeError("ImplicitHead needs a problem with features(theta, batch) and targets(batch)")
         theta = detach(theta)
         batches = [*train_batches, val_batch]
-        nodes = {name: value.requires_grad_() for name, value in encode(problem, theta, batches).items()}
+        encoded = Encoded(problem, theta, batches)
+        nodes = leaves(encoded.features)
         targets = [problem.targets(batch).to(next(iter(nodes.values())).dtype) for batch in batches]
         if self.kind == "ridge":
             loss = leave_one_out(nodes["0"], targets[0], self.penalty)
         else:
             loss = logistic(nodes["0"], targets[0], nodes["1"], targets[1], self.penalty, self.newton_steps)
         cotangents: Tree = gradient(loss, nodes)
-        return FinetuneGradient(pull_back(problem, theta, batches, cotangents), loss.detach(), ())
+        return FinetuneGradient(encoded.pull_back(cotangents), loss.detach(), ())
 
 
 def leave_one_out(features: Tensor, targets: Tensor, penalty: float) -> Tensor:

@@ -137,6 +137,11 @@ class FeatureModuleProblem(ModuleProblem):
     head_loss(features(batch), batch)``; the engine computes the features once for a whole unroll of the head.
     """
 
+    @property
+    def per_example(self) -> bool:
+        """Whether an example's features do not depend on its batch, so that a pool may be encoded in any pieces."""
+        return self.finetune_mode == "eval"
+
     def features(self, theta: Tree, batch: Any) -> Tensor:
         return self._call(self._finetuner(), self._finetune_parameters(theta, {}), "features", batch)
 

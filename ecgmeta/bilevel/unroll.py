@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
+from ecgmeta.bilevel.features import Encoded
 from ecgmeta.bilevel.optimizers import Optimizer, State
 from ecgmeta.bilevel.problem import FeatureProblem, Problem
 from ecgmeta.bilevel.trees import Tree, axpy, clone, detach, gradient, leaves, zeros_like
@@ -118,35 +118,11 @@ class Unroll:
         self, problem: FeatureProblem, theta: Tree, psi: Tree, batches: Sequence[Any], state: State
     ) -> FinetuneGradient:
         """The head's steps touch θ only through the features: differentiate at those, then once through the encoder."""
-        features = encode(problem, theta, batches)
+        # Two batches fit where a pre-training step does (two views a record), and keeping their graph saves a forward pass.
+        encoded = Encoded(problem, theta, batches, recompute=len(batches) > 2)
         losses = [lambda f, p, k=k, b=b: problem.head_loss(f[str(k)], p, b) for k, b in enumerate(batches)]
-        passed = _differentiate(losses, self.optimizer, features, psi, state)
-        return FinetuneGradient(
-            pull_back(problem, theta, batches, passed.shared), passed.loss, passed.train_losses
-        )
-
-
-def encode(problem: FeatureProblem, theta: Tree, batches: Sequence[Any]) -> Tree:
-    """Features of each batch, by number, without a graph. A batch that stands twice is encoded once."""
-    found: dict[int, Tensor] = {}
-    with torch.no_grad():
-        for batch in batches:
-            if id(batch) not in found:
-                found[id(batch)] = problem.features(theta, batch).detach()
-    return {str(k): found[id(batch)] for k, batch in enumerate(batches)}
-
-
-def pull_back(problem: FeatureProblem, theta: Tree, batches: Sequence[Any], cotangents: Tree) -> Tree:
-    """``Σ_k (∂features_k/∂θ)ᵀ cotangent_k``, one encoder graph at a time, one for batches that are the same object."""
-    groups: dict[int, tuple[Any, Tensor]] = {}
-    for k, batch in enumerate(batches):
-        already = groups[id(batch)][1] if id(batch) in groups else 0.0
-        groups[id(batch)] = (batch, cotangents[str(k)] + already)
-    total = zeros_like(theta)
-    for batch, cotangent in groups.values():
-        nodes = leaves(theta)
-        total = axpy(1.0, gradient([problem.features(nodes, batch)], nodes, grad_outputs=[cotangent]), total)
-    return total
+        passed = _differentiate(losses, self.optimizer, encoded.features, psi, state)
+        return FinetuneGradient(encoded.pull_back(passed.shared), passed.loss, passed.train_losses)
 
 
 @dataclass(frozen=True)

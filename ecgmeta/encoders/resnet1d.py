@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ecgmeta.encoders.layers import TimeBatchNorm, TimeConv
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.pretrained import Pretrained
 
@@ -42,13 +43,7 @@ class Normalize(nn.Module):
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
-    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(math.gcd(8, channels), channels)
-
-
-def _conv(channels_in: int, channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(
-        channels_in, channels, (1, kernel), stride=(1, stride), padding=(0, kernel // 2), bias=False
-    )
+    return TimeBatchNorm(channels) if kind == "batch" else nn.GroupNorm(math.gcd(8, channels), channels)
 
 
 class BasicBlock(nn.Module):
@@ -57,13 +52,13 @@ class BasicBlock(nn.Module):
     def __init__(self, channels_in: int, channels: int, stride: int, kernel: int, norm: str) -> None:
         super().__init__()
         self.stride = stride
-        self.conv1 = _conv(channels_in, channels, kernel, stride)
+        self.conv1 = TimeConv(channels_in, channels, kernel, stride)
         self.norm1 = _norm(norm, channels)
-        self.conv2 = _conv(channels, channels, kernel)
+        self.conv2 = TimeConv(channels, channels, kernel)
         self.norm2 = _norm(norm, channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels:
-            self.shortcut = nn.Sequential(_conv(channels_in, channels, 1), _norm(norm, channels))
+            self.shortcut = nn.Sequential(TimeConv(channels_in, channels, 1), _norm(norm, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         out = torch.relu(self.norm1(self.conv1(x)))
@@ -105,7 +100,7 @@ class ResNet1d(nn.Module, Pretrained):
         self.lead_names = None if lead_names is None else tuple(lead_names)
         self.num_features = width * 2 ** (len(blocks) - 1)
         self.normalize = Normalize(leads)
-        self.stem = nn.Sequential(_conv(leads, width, kernel, 2), _norm(norm, width), nn.ReLU())
+        self.stem = nn.Sequential(TimeConv(leads, width, kernel, 2), _norm(norm, width), nn.ReLU())
         stages: list[nn.Module] = []
         channels = width
         for stage, depth in enumerate(blocks):

@@ -22,10 +22,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A fine-tuning batch: x (batch, leads, samples) in mV, y (batch, labels) of 0 and 1."""
+    """A fine-tuning batch: x (batch, leads, samples) in mV, y (batch, labels) of 0 and 1.
+
+    Its pool and rows let the engine encode each recording once for all batches of an unroll.
+    """
 
     x: Tensor
     y: Tensor
+    pool: Pool | None = None
+    rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """MetaFT recordings, from which fine-tuning batches are drawn."""
+
+    data: ECGDataset
+    device: torch.device
+
+    def __getitem__(self, rows: Tensor | NDArray[np.int64]) -> Labelled:
+        x, y = self.data[rows]
+        return Labelled(x.to(self.device), y.to(self.device), self, torch.as_tensor(rows))
 
 
 class SimCLRBatches:
@@ -53,7 +70,10 @@ class SimCLRBatches:
         seed: int,
         device: torch.device,
     ) -> None:
-        self._pretrain, self._train, self._validation = pretrain, train, validation
+        self._pretrain = pretrain
+        self._train, self._validation = (
+            None if data is None else Pool(data, device) for data in (train, validation)
+        )
         self._static, self._augmenter = static, augmenter
         self.batch_size = min(batch_size, len(pretrain))
         self.hyper_batch_size = min(hyper_batch_size, len(pretrain))
@@ -90,10 +110,8 @@ class SimCLRBatches:
         generator = torch_generator(self._seed, purpose, step, device=self._device)
         return draw_views(x, self._static, self._augmenter, generator=generator)
 
-    def _labelled(self, data: ECGDataset | None, purpose: str, step: int, k: int) -> Labelled:
-        if data is None:
+    def _labelled(self, pool: Pool | None, purpose: str, step: int, k: int) -> Labelled:
+        if pool is None:
             raise ValueError(f"no data for a {purpose} batch: this arm meta-learns nothing")
         rng = numpy_generator(self._seed, purpose, step, k)
-        rows = rng.choice(len(data), min(self.label_batch_size, len(data)), replace=False)
-        x, y = data[rows]
-        return Labelled(x.to(self._device), y.to(self._device))
+        return pool[rng.choice(len(pool.data), min(self.label_batch_size, len(pool.data)), replace=False)]

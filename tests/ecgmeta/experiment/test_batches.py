@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ecgmeta.augment import LearnedWarp, paper_static
+from ecgmeta.bilevel.features import PooledBatch
 from ecgmeta.data import ECGDataset
 from ecgmeta.data.leads import STANDARD_LEADS
 from ecgmeta.experiment.batches import SimCLRBatches
@@ -110,3 +111,15 @@ def test_an_arm_that_learns_nothing_has_no_labelled_batches() -> None:
     )
     with pytest.raises(ValueError, match="meta-learns nothing"):
         batches.train(0, 0)
+
+
+def test_an_unroll_encodes_each_recording_of_its_pool_once() -> None:
+    batches = make(label_batch_size=6)
+    first, second, held_out = batches.train(0, 0), batches.train(0, 1), batches.validation(0)
+    assert isinstance(first, PooledBatch)
+    assert first.pool is second.pool is not held_out.pool
+    assert first.pool is not None
+    assert first.rows is not None
+    again = first.pool[first.rows]
+    assert again.x.equal(first.x)
+    assert again.y.equal(first.y)
