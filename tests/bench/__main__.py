@@ -11,14 +11,20 @@ from tests.bench import pretraining
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", nargs="?", choices=("cost", "quality"), default="cost")
     parser.add_argument("--width", type=int, help="encoder width; 32 (the paper's) for cost, 8 for quality")
     cost = parser.add_argument_group("cost")
-    cost.add_argument("--batch", type=int, default=64, help="records a step; plain steps at 4 times as many, too")
+    cost.add_argument(
+        "--batch", type=int, default=64, help="records a step; plain steps at 4 times as many, too"
+    )
     cost.add_argument("--rounds", type=int, default=3, help="turns of every row")
     cost.add_argument("--steps", type=int, default=10, help="steps of the whole-loop rows, a multiple of 10")
-    cost.add_argument("--route", choices=tuple(pretraining.ROUTES), default="chosen", help="our second-order products")
+    cost.add_argument(
+        "--route", choices=tuple(pretraining.ROUTES), default="chosen", help="our second-order products"
+    )
     cost.add_argument("--full", action="store_true", help="every row at the large batch, too")
     arguments = parser.parse_args()
     if arguments.what == "quality":

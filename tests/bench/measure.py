@@ -64,7 +64,9 @@ def measure(works: Mapping[str, Work], rounds: int, say: Callable[[str], None] =
         for name, row in rows.items():
             if number < row.work.rounds:
                 seconds, _ = _turn(name, row, timed=True)
-                say(f"round {number + 1} of {rounds}: {name}, {seconds / row.work.per:.2f} s{_left(rows, number, rounds)}")
+                say(
+                    f"round {number + 1} of {rounds}: {name}, {seconds / row.work.per:.2f} s{_left(rows, number, rounds)}"
+                )
     return {name: _finish(name, row) for name, row in rows.items()}
 
 

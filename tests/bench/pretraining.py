@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -73,17 +74,26 @@ class Batches:
         return self.labelled
 
 
+class Problem(FeatureModuleProblem):
+    """With the targets that the implicit head asks for."""
+
+    def targets(self, batch: Labelled) -> Tensor:
+        return batch.y
+
+
 class Ours:
     """Our training state on the same records as :class:`tests.bench.reference.Reference`."""
 
-    def __init__(self, width: int, batch: int, *, learned: bool = True, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, width: int, batch: int, *, learned: bool = True, dtype: torch.dtype = torch.float32
+    ) -> None:
         torch.manual_seed(0)
         encoder = create_encoder("resnet18", width=width)
         augmenter = LearnedWarp() if learned else None
         self.batches = Batches(batch, augmenter, dtype)
         simclr = SimCLR(encoder, augmenter).to(dtype)
         head = FinetuneHead(encoder, self.batches.labelled.y.shape[1]).to(dtype)
-        self.problem = problem = FeatureModuleProblem(simclr, head, hyper=augmenter)
+        self.problem = problem = Problem(simclr, head, hyper=augmenter)
         self.state = MetaState(
             problem.theta,
             problem.phi,
@@ -92,8 +102,8 @@ class Ours:
             torch.optim.Adam(problem.phi.values(), lr=LR) if learned else None,
         )
 
-    def train(self, steps: int, period: int, phi: Phi, products: Products | None) -> None:
-        """``steps`` steps of :func:`meta_train`; ``products`` None lets the engine choose, unmeasured, at first."""
+    def train(self, steps: int, period: int, phi: Phi, products: Products) -> None:
+        """``steps`` steps of :func:`meta_train`, every ``period``-th a φ step."""
         self.state.step = 0
         loop = meta_train(
             self.problem,
@@ -103,19 +113,11 @@ class Ours:
             finetune=phi.finetune,
             inverse=phi.inverse,
             head_optimizer=Adam(LR),
-            products=products or self.chosen(),
+            products=products,
             on_failure="raise",
         )
         for _ in loop:
             pass
-
-    def chosen(self) -> Products:
-        if not hasattr(self, "_chosen"):
-            views = self.batches.pretrain(0)
-            state = self.state
-            loss = partial(self.problem.pretrain_loss, batch=views)
-            self._chosen, _ = choose_products(loss, state.theta, state.phi)
-        return self._chosen
 
 
 @dataclass(frozen=True)
@@ -158,9 +160,13 @@ def records(batch: int) -> tuple[Tensor, Tensor]:
 def run(width: int, batch: int, steps: int, rounds: int, route: str, full: bool) -> None:
     """Measure and print the tables."""
     console = Console()
-    products = ROUTES[route]
+    # torch's own forward derivatives of a few operations still go through its old compiler, and say so every time.
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
     records(2)  # what a simulation imports late is imported before the forks
-    console.print(f"{THREADS} threads; ours takes its products by: {route}")
+    products = ROUTES[route] or call(partial(_cheapest, width, batch))
+    console.print(
+        f"{THREADS} threads; ours takes its products by {getattr(products, '__name__', products)} ({route})"
+    )
     for size in (batch, 4 * batch):
         works = _works(width, size, steps, products, whole=size == batch or full)
         costs = measure(works, rounds, lambda text, size=size: console.print(f"batch {size}: {text}"))  # type: ignore[misc]
@@ -174,7 +180,16 @@ def run(width: int, batch: int, steps: int, rounds: int, route: str, full: bool)
         console.print(f"our plain step at batch {size} is {ratio:.2f} times as fast as the reference's\n")
 
 
-def _works(width: int, batch: int, steps: int, products: Products | None, whole: bool) -> dict[str, Work]:
+def _cheapest(width: int, batch: int) -> Products:
+    """What :func:`choose_products` takes here, in a process of its own: its probes cost more memory than the steps."""
+    ours = Ours(width, batch)
+    views = ours.batches.pretrain(0)
+    return choose_products(
+        partial(ours.problem.pretrain_loss, batch=views), ours.state.theta, ours.state.phi
+    )[0]
+
+
+def _works(width: int, batch: int, steps: int, products: Products, whole: bool) -> dict[str, Work]:
     def of_reference(step: Callable[[reference.Reference], None]) -> Callable[[], Callable[[], None]]:
         def build() -> Callable[[], None]:
             torch.manual_seed(0)
@@ -196,14 +211,20 @@ def _works(width: int, batch: int, steps: int, products: Products | None, whole:
         return works
     for phi in PHI_STEPS:
         if phi.head is None:
-            works[f"reference: {phi}"] = Work(of_reference(lambda r, phi=phi: r.phi_step(phi.steps, phi.terms)))  # type: ignore[misc]
+            works[f"reference: {phi}"] = Work(
+                of_reference(lambda r, phi=phi: r.phi_step(phi.steps, phi.terms))
+            )  # type: ignore[misc]
         works[f"ours: {phi}"] = Work(of_ours(lambda o, phi=phi: o.train(1, 1, phi, products)))  # type: ignore[misc]
     for phi in PHI_STEPS[:2]:
         name = _loop_name(phi)
         works[f"reference: {name}"] = Work(
-            of_reference(lambda r, phi=phi: r.train(steps, PERIOD, phi.terms)), steps, 1  # type: ignore[misc]
+            of_reference(lambda r, phi=phi: r.train(steps, PERIOD, phi.terms)),
+            steps,
+            1,  # type: ignore[misc]
         )
-        works[f"ours: {name}"] = Work(of_ours(lambda o, phi=phi: o.train(steps, PERIOD, phi, products)), steps, 1)  # type: ignore[misc]
+        works[f"ours: {name}"] = Work(
+            of_ours(lambda o, phi=phi: o.train(steps, PERIOD, phi, products)), steps, 1
+        )  # type: ignore[misc]
     return works
 
 
@@ -220,7 +241,10 @@ def _table(title: str, costs: dict[str, Cost], steps: int, cosines: dict[str, fl
     for column in ("ours ÷ our plain", "goal", "peak ref", "peak ours", "peak goal", "cosine"):
         table.add_column(column)
     reference_plain, plain = costs[f"reference: {PLAIN}"], costs[f"ours: {PLAIN}"]
-    goals = {str(phi): phi.goal for phi in PHI_STEPS} | {_loop_name(PHI_STEPS[0]): 1.25, _loop_name(PHI_STEPS[1]): 1.4}
+    goals = {str(phi): phi.goal for phi in PHI_STEPS} | {
+        _loop_name(PHI_STEPS[0]): 1.25,
+        _loop_name(PHI_STEPS[1]): 1.4,
+    }
     for name in dict.fromkeys(key.split(": ", 1)[1] for key in costs):
         theirs, ours = costs.get(f"reference: {name}"), costs[f"ours: {name}"]
         shared = plain.seconds if name.startswith("φ step") else 0.0
@@ -242,7 +266,9 @@ def _table(title: str, costs: dict[str, Cost], steps: int, cosines: dict[str, fl
             f"{ours.spread[0]:.2f}–{ours.spread[1]:.2f}",
             f"{(ours.seconds - shared) / plain.seconds:.2f}",
             "" if goal is None else f"≤ {goal:g}",
-            "" if theirs is None else f"{theirs.peak_mb:.0f} MB = {theirs.peak_mb / reference_plain.peak_mb:.2f}",
+            ""
+            if theirs is None
+            else f"{theirs.peak_mb:.0f} MB = {theirs.peak_mb / reference_plain.peak_mb:.2f}",
             f"{ours.peak_mb:.0f} MB = {ours.peak_mb / plain.peak_mb:.2f}",
             "≤ 1.4" if phi_peak else "",
             f"{cosines[name]:.6f}" if name in cosines else "",
@@ -254,13 +280,13 @@ def _table(title: str, costs: dict[str, Cost], steps: int, cosines: dict[str, fl
     return table
 
 
-def _cosine(width: int, batch: int, phi: Phi, products: Products | None) -> float:
+def _cosine(width: int, batch: int, phi: Phi, products: Products) -> float:
     """Cosine of our float32 hypergradient to the textbook's in float64.
 
     The implicit head has no textbook here: its v is its own in float64, and the rest by double backward.
     """
     single, double = Ours(width, batch), Ours(width, batch, dtype=torch.float64)
-    found = _ours(single, phi, products or single.chosen())
+    found = _ours(single, phi, products)
     if phi.head is not None:
         exact = _ours(double, phi, DoubleBackward)
     else:

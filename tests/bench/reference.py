@@ -54,7 +54,11 @@ class Encoder(nn.Module):
 
     def __init__(self, leads: int, width: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv1d(leads, width, 15, 2, 7, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+        layers: list[nn.Module] = [
+            nn.Conv1d(leads, width, 15, 2, 7, bias=False),
+            nn.BatchNorm1d(width),
+            nn.ReLU(),
+        ]
         channels = width
         for stage in range(4):
             for block in range(2):
@@ -166,8 +170,12 @@ class Reference:
         projector = nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 128))
         self.net = nn.ModuleDict({"encoder": encoder, "projector": projector})
         self.head = nn.Linear(n, y.shape[1])
-        self.theta, self.phi, self.psi = (dict(m.named_parameters()) for m in (self.net, self.warp, self.head))
-        self.optimizers = [torch.optim.Adam(tree.values(), lr=lr) for tree in (self.theta, self.phi, self.psi)]
+        self.theta, self.phi, self.psi = (
+            dict(m.named_parameters()) for m in (self.net, self.warp, self.head)
+        )
+        self.optimizers = [
+            torch.optim.Adam(tree.values(), lr=lr) for tree in (self.theta, self.phi, self.psi)
+        ]
 
     def pretrain_loss(self, theta: Tree, phi: Tree, batch: Pair, *, warped: bool = True) -> Tensor:
         """One encoder pass a view; the views are warped with the current φ."""
