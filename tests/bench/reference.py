@@ -2,8 +2,8 @@
 
 One-dimensional convolutions in contiguous layout, one encoder pass a view, NT-Xent as a broadcast tensor, views made in
 NumPy one record at a time, a head unroll with an encoder pass a step inside the graph, Neumann by double backward on a
-batch of its own, and a head step that is not detached from the encoder. A second, dead encoder pass of the released code is left out,
-and its flow is integrated once a record rather than once a lead, so that nothing here is slower than the algorithm needs.
+batch of its own, and a head step that is not detached from the encoder. Left out, so that nothing here is slower than the
+algorithm: the released code's second, dead encoder pass a step; and the flow is integrated once a record, not once a lead.
 """
 
 from __future__ import annotations
