@@ -170,9 +170,9 @@ class Reference:
         projector = nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 128))
         self.net = nn.ModuleDict({"encoder": encoder, "projector": projector})
         self.head = nn.Linear(n, y.shape[1])
-        self.theta, self.phi, self.psi = (
-            dict(m.named_parameters()) for m in (self.net, self.warp, self.head)
-        )
+        self.theta: Tree = dict(self.net.named_parameters())
+        self.phi: Tree = dict(self.warp.named_parameters())
+        self.psi: Tree = dict(self.head.named_parameters())
         self.optimizers = [
             torch.optim.Adam(tree.values(), lr=lr) for tree in (self.theta, self.phi, self.psi)
         ]
