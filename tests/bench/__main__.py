@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from tests.bench import pretraining
+from tests.bench import pretraining, quality
 
 
 def main() -> None:
@@ -28,8 +28,6 @@ def main() -> None:
     cost.add_argument("--full", action="store_true", help="every row at the large batch, too")
     arguments = parser.parse_args()
     if arguments.what == "quality":
-        from tests.bench import quality
-
         quality.run(arguments.width or 8)
         return
     pretraining.run(
