@@ -1,21 +1,43 @@
-"""`make bench`: what meta-learning costs, side by side in one run. Times are ratios first; machines differ."""
+"""`make bench`: what meta-learning costs, side by side in one run. Times are ratios first; machines differ.
+
+`python -m tests.bench quality`: how noisy v is from few labels, at equal time, for each fine-tuning head.
+"""
 
 from __future__ import annotations
 
 import argparse
 
-from tests.bench import pretraining
+from tests.bench import pretraining, quality
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=int, default=32, help="encoder width (32 is the paper's)")
-    parser.add_argument("--batch", type=int, default=64, help="records a step")
-    parser.add_argument(
-        "--steps", type=int, default=20, help="steps of the whole-loop rows, a multiple of 10"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("what", nargs="?", choices=("cost", "quality"), default="cost")
+    parser.add_argument("--width", type=int, help="encoder width; 32 (the paper's) for cost, 8 for quality")
+    cost = parser.add_argument_group("cost")
+    cost.add_argument(
+        "--batch", type=int, default=64, help="records a step; plain steps at 4 times as many, too"
+    )
+    cost.add_argument("--rounds", type=int, default=3, help="turns of every row")
+    cost.add_argument("--steps", type=int, default=10, help="steps of the whole-loop rows, a multiple of 10")
+    cost.add_argument(
+        "--route", choices=tuple(pretraining.ROUTES), default="chosen", help="our second-order products"
+    )
+    cost.add_argument("--full", action="store_true", help="every row at the large batch, too")
     arguments = parser.parse_args()
-    pretraining.run(arguments.width, arguments.batch, arguments.steps)
+    if arguments.what == "quality":
+        quality.run(arguments.width or 8)
+        return
+    pretraining.run(
+        arguments.width or 32,
+        arguments.batch,
+        arguments.steps,
+        arguments.rounds,
+        arguments.route,
+        arguments.full,
+    )
 
 
 if __name__ == "__main__":

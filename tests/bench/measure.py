@@ -1,54 +1,145 @@
-"""Time and peak memory of one piece of work, in a process of its own."""
+"""Time and peak memory of pieces of work, each in a process of its own, measured in turns."""
 
 from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
+from typing import Any
+
+import torch
+
+THREADS = 2
+_fork = multiprocessing.get_context("fork")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one piece of work (median of its repeats) and the most memory it held above the bare process, in MB."""
+    """Seconds and CPU seconds of one piece of work (medians of its repeats), the spread of the seconds (fastest, slowest),
+    and the most memory it held above the bare process, in MB."""
 
     seconds: float
+    cpu: float
+    spread: tuple[float, float]
     peak_mb: float
 
 
-def measure(build: Callable[[], Callable[[], None]], repeats: int, per: int = 1) -> Cost:
-    """Cost of ``build()()``, after one unmeasured call, divided by ``per``; ``build`` itself is not timed.
+@dataclass(frozen=True)
+class Work:
+    """``build()`` prepares and is not timed; ``build()()`` is the work, ``per`` units of it.
 
-    The process is forked after the imports and before torch starts a thread, so imports count for nothing and no
-    measurement finds memory that an earlier one left behind.
+    Args:
+        rounds: most repeats; work that is done once only is not warmed up either.
     """
-    receiver, sender = multiprocessing.get_context("fork").Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(build, repeats, per, sender))
+
+    build: Callable[[], Callable[[], object]]
+    per: int = 1
+    rounds: int = 1_000
+
+
+@dataclass
+class _Row:
+    work: Work
+    process: Any
+    pipe: Connection
+    turns: list[tuple[float, float]] = field(default_factory=list)
+
+
+def measure(works: Mapping[str, Work], rounds: int, say: Callable[[str], None] = print) -> dict[str, Cost]:
+    """Cost of each work: ``rounds`` times one turn each, so that a change of the machine's pace meets all of them.
+
+    The processes are forked after the imports and before torch starts a thread, so imports count for nothing, and each
+    works while the others wait. ``say`` hears of the progress, with the time left once a round has been seen.
+    """
+    rows = {name: _start(work) for name, work in works.items()}
+    repeated = {name: row for name, row in rows.items() if row.work.rounds > 1}
+    for name in repeated:
+        say(f"warming up: {name}")
+        _turn(name, rows[name], timed=False)
+    for number in range(rounds):
+        for name, row in rows.items():
+            if number < row.work.rounds:
+                seconds, _ = _turn(name, row, timed=True)
+                say(
+                    f"round {number + 1} of {rounds}: {name}, {seconds / row.work.per:.2f} s{_left(rows, number, rounds)}"
+                )
+    return {name: _finish(name, row) for name, row in rows.items()}
+
+
+def call(function: Callable[[], Any]) -> Any:
+    """``function()`` in a process of its own, for its memory's sake."""
+    receiver, sender = _fork.Pipe(duplex=False)
+    process = _fork.Process(target=lambda: sender.send(_threaded(function)), daemon=True)
     process.start()
     sender.close()
     try:
-        cost = receiver.recv()
+        return receiver.recv()
     except EOFError:
-        raise SystemExit("a measurement died (out of memory?)") from None
-    process.join()
-    return cost
+        raise SystemExit("a computation died (out of memory?)") from None
 
 
-def _child(build: Callable[[], Callable[[], None]], repeats: int, per: int, sender: Connection) -> None:
+def _threaded(function: Callable[[], Any]) -> Any:
+    torch.set_num_threads(THREADS)
+    return function()
+
+
+def _left(rows: Mapping[str, _Row], number: int, rounds: int) -> str:
+    """How long the turns that are still to come will take, as far as they have been seen."""
+    left = 0.0
+    for row in rows.values():
+        if row.turns:
+            left += median(t for t, _ in row.turns) * (min(rounds, row.work.rounds) - len(row.turns))
+    return f"; about {left:.0f} s to go" if number else ""
+
+
+def _start(work: Work) -> _Row:
+    ours, theirs = _fork.Pipe()
+    process = _fork.Process(target=_child, args=(work, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return _Row(work, process, ours)
+
+
+def _turn(name: str, row: _Row, timed: bool) -> tuple[float, float]:
+    row.pipe.send("work")
+    turn = _receive(name, row)
+    if timed:
+        row.turns.append(turn)
+    return turn
+
+
+def _finish(name: str, row: _Row) -> Cost:
+    row.pipe.send("peak")
+    peak = _receive(name, row)
+    row.process.join()
+    seconds = [s / row.work.per for s, _ in row.turns]
+    cpu = [c / row.work.per for _, c in row.turns]
+    return Cost(median(seconds), median(cpu), (min(seconds), max(seconds)), peak)
+
+
+def _receive(name: str, row: _Row) -> Any:
+    try:
+        return row.pipe.recv()
+    except (EOFError, ConnectionResetError):
+        raise SystemExit(f"{name}: the measurement died (out of memory?)") from None
+
+
+def _child(work: Work, pipe: Connection) -> None:
     bare = _status("VmRSS")
-    work = build()
-    if repeats > 1:
-        work()
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append((time.perf_counter() - start) / per)
-    sender.send(Cost(median(times), _status("VmHWM") - bare))
+    torch.set_num_threads(THREADS)
+    run: Callable[[], object] | None = None
+    while pipe.recv() == "work":
+        if run is None:
+            run = work.build()
+            Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what prepared it
+        wall, cpu = time.perf_counter(), time.process_time()
+        run()
+        pipe.send((time.perf_counter() - wall, time.process_time() - cpu))
+    pipe.send(_status("VmHWM") - bare)
 
 
 def _status(field: str) -> float:

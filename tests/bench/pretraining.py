@@ -1,144 +1,337 @@
-"""A plain SimCLR step, a φ step, and whole pre-training with and without meta-learning at P = 10."""
+"""What meta-learning costs: the reference algorithm and ours, side by side, a row for every line of the goal."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 # Named here so that every import is done before a measurement forks.
 from ecgmeta.augment import LearnedWarp, paper_static
 from ecgmeta.bilevel import (
     Adam,
+    DoubleBackward,
     FeatureModuleProblem,
+    FinetuneFactor,
+    ForwardOverReverse,
     Identity,
+    ImplicitHead,
     MetaState,
     Neumann,
     Schedule,
     Solver,
     Unroll,
+    choose_products,
     hypergradient,
     meta_train,
 )
+from ecgmeta.bilevel.products import Products, cosine
+from ecgmeta.data import SyntheticCohort
 from ecgmeta.encoders import create_encoder
 from ecgmeta.experiment.batches import Labelled
 from ecgmeta.experiment.model import FinetuneHead
 from ecgmeta.simclr import SimCLR, Views, draw_views
-from tests.bench.measure import Cost, measure
+from tests.bench import reference
+from tests.bench.measure import THREADS, Cost, Work, call, measure
 
-LEADS, SAMPLES, CLASSES, PERIOD = 12, 1024, 5, 10
+FS, SAMPLES, PERIOD, LR, WARM_STEPS = 100.0, 1024, 10, 1e-4, 20
+ROUTES: dict[str, Products | None] = {
+    "double": DoubleBackward,
+    "forward": ForwardOverReverse,
+    "chosen": None,  # whatever choose_products finds cheapest on the problem at hand
+}
 
 
-class RandomBatches:
-    """White noise in the shape of recordings: the arithmetic does not depend on the values."""
+class Batches:
+    """The same records at every step; views are drawn anew, from a seed of their own.
 
-    def __init__(self, batch: int, augmenter: LearnedWarp | None) -> None:
-        self.x = torch.randn(batch, LEADS, SAMPLES)
-        self.y = (torch.rand(batch, CLASSES) > 0.5).float()
-        self.static, self.augmenter = paper_static(), augmenter
+    Args:
+        dtype: what the views are cast to after they were drawn, so that float64 sees the float32 numbers.
+    """
+
+    def __init__(self, batch: int, augmenter: LearnedWarp | None, dtype: torch.dtype = torch.float32) -> None:
+        x, y = records(batch)
+        self.x, self.labelled = x, Labelled(x.to(dtype), y.to(dtype))
+        self.static, self.augmenter, self.dtype = paper_static(), augmenter, dtype
+        self.generator = torch.Generator().manual_seed(1)
 
     def pretrain(self, step: int) -> Views:
-        return draw_views(self.x, self.static, self.augmenter)
+        views = draw_views(self.x, self.static, self.augmenter, generator=self.generator)
+        return Views(views.x.to(self.dtype), None if views.noise is None else views.noise.to(self.dtype))
 
-    def hyper(self, step: int) -> Views:
-        return self.pretrain(step)
+    hyper = pretrain
+
+    def first_views(self) -> Views:
+        """The same at every call, whatever was drawn before, in either precision."""
+        self.generator.manual_seed(1)
+        return self.pretrain(0)
 
     def train(self, step: int, k: int) -> Labelled:
-        return Labelled(self.x, self.y)
+        return self.labelled
 
     def validation(self, step: int) -> Labelled:
-        return Labelled(self.x, self.y)
+        return self.labelled
 
 
-def _setting(width: int, batch: int, learned: bool) -> tuple[FeatureModuleProblem, MetaState, RandomBatches]:
-    torch.manual_seed(0)
-    encoder = create_encoder("resnet18", leads=LEADS, width=width)
-    augmenter = LearnedWarp(LEADS) if learned else None
-    simclr = SimCLR(encoder, augmenter)
-    problem = FeatureModuleProblem(simclr, FinetuneHead(encoder, CLASSES), hyper=augmenter)
-    state = MetaState(
-        problem.theta,
-        problem.phi,
-        {name: value.detach() for name, value in problem.psi.items()},
-        torch.optim.Adam(problem.theta.values(), lr=1e-4),
-        torch.optim.Adam(problem.phi.values(), lr=1e-4) if learned else None,
-    )
-    return problem, state, RandomBatches(batch, augmenter)
+class Problem(FeatureModuleProblem):
+    """With the targets that the implicit head asks for."""
+
+    def targets(self, batch: Labelled) -> Tensor:
+        return batch.y
 
 
-def _loop(width: int, batch: int, steps: int, period: int, learned: bool) -> Callable[[], Callable[[], None]]:
-    def build() -> Callable[[], None]:
-        problem, state, batches = _setting(width, batch, learned)
-        settings: dict[str, Any] = {
-            "finetune": Unroll(1, Adam(1e-4)),
-            "head_optimizer": Adam(1e-4),
-            "inverse": Neumann(1, 1e-4),
-        }
+class Ours:
+    """Our training state on the same records as :class:`tests.bench.reference.Reference`."""
 
-        def work() -> None:
-            state.step = 0
-            for _ in meta_train(problem, state, batches, schedule=Schedule(steps, period), **settings):
-                pass
-
-        return work
-
-    return build
-
-
-def _phi_step(width: int, batch: int, unroll: int, inverse: Solver) -> Callable[[], Callable[[], None]]:
-    def build() -> Callable[[], None]:
-        problem, state, batches = _setting(width, batch, True)
-
-        def work() -> None:
-            hypergradient(
-                problem,
-                state.theta,
-                state.phi,
-                state.psi,
-                pretrain_batch=batches.hyper(0),
-                train_batches=[batches.train(0, k) for k in range(unroll)],
-                val_batch=batches.validation(0),
-                finetune=Unroll(unroll, Adam(1e-4)),
-                inverse=inverse,
-            )
-
-        return work
-
-    return build
-
-
-def run(width: int, batch: int, steps: int) -> None:
-    """Measure and print the table."""
-    alpha = 1e-4
-    rows: list[tuple[str, Callable[[], Callable[[], None]], int, int]] = [
-        ("plain SimCLR step, static views", _loop(width, batch, 1, 0, False), 5, 1),
-        ("plain SimCLR step, warp not learned", _loop(width, batch, 1, 0, True), 5, 1),
-        ("φ step, K = 1, identity", _phi_step(width, batch, 1, Identity(alpha)), 3, 1),
-        ("φ step, K = 1, Neumann J = 1", _phi_step(width, batch, 1, Neumann(1, alpha)), 3, 1),
-        ("φ step, K = 1, Neumann J = 5", _phi_step(width, batch, 1, Neumann(5, alpha)), 2, 1),
-        ("φ step, K = 10, Neumann J = 1", _phi_step(width, batch, 10, Neumann(1, alpha)), 2, 1),
-        ("pre-training, warp not learned, a step", _loop(width, batch, steps, 0, True), 1, steps),
-        (f"pre-training, meta, P = {PERIOD}, a step", _loop(width, batch, steps, PERIOD, True), 1, steps),
-    ]
-    console = Console()
-    table = Table(
-        "resnet18",
-        "time, s",
-        "÷ plain",
-        "peak, MB",
-        "÷ plain",
-        title=f"width {width}, {batch} × {LEADS} × {SAMPLES}",
-    )
-    plain: Cost | None = None
-    for name, build, repeats, per in rows:
-        console.print(f"measuring: {name}")
-        cost = measure(build, repeats, per)
-        plain = plain or cost
-        ratios = cost.seconds / plain.seconds, cost.peak_mb / plain.peak_mb
-        table.add_row(
-            name, f"{cost.seconds:.2f}", f"{ratios[0]:.2f}", f"{cost.peak_mb:.0f}", f"{ratios[1]:.2f}"
+    def __init__(
+        self, width: int, batch: int, *, learned: bool = True, dtype: torch.dtype = torch.float32
+    ) -> None:
+        torch.manual_seed(0)
+        encoder = create_encoder("resnet18", width=width)
+        augmenter = LearnedWarp() if learned else None
+        self.batches = Batches(batch, augmenter, dtype)
+        simclr = SimCLR(encoder, augmenter).to(dtype)
+        head = FinetuneHead(encoder, self.batches.labelled.y.shape[1]).to(dtype)
+        self.problem = problem = Problem(simclr, head, hyper=augmenter)
+        self.state = MetaState(
+            problem.theta,
+            problem.phi,
+            {name: value.detach() for name, value in problem.psi.items()},
+            torch.optim.Adam(problem.theta.values(), lr=LR),
+            torch.optim.Adam(problem.phi.values(), lr=LR) if learned else None,
         )
-    console.print(table)
+
+    def load(self, other: Ours) -> None:
+        """Take the other's weights and statistics, cast to this one's precision."""
+        self.problem.pretrain.load_state_dict(other.problem.pretrain.state_dict())
+        self.problem.finetune.load_state_dict(other.problem.finetune.state_dict())
+
+    def train(self, steps: int, period: int, phi: Phi, products: Products) -> None:
+        """``steps`` steps of :func:`meta_train`, every ``period``-th a φ step."""
+        self.state.step = 0
+        loop = meta_train(
+            self.problem,
+            self.state,
+            self.batches,
+            schedule=Schedule(steps, period),
+            finetune=phi.finetune,
+            inverse=phi.inverse,
+            head_optimizer=Adam(LR),
+            products=products,
+            on_failure="raise",
+        )
+        for _ in loop:
+            pass
+
+
+@dataclass(frozen=True)
+class Phi:
+    """A kind of φ step. ``goal``: most plain steps that it may add; ``by_reference``: whether the reference does it too."""
+
+    steps: int
+    terms: int
+    goal: float | None = None
+    head: FinetuneFactor | None = None
+
+    def __str__(self) -> str:
+        return f"φ step, {f'K = {self.steps}' if self.head is None else 'implicit head'}, J = {self.terms}"
+
+    @property
+    def finetune(self) -> FinetuneFactor:
+        return self.head or Unroll(self.steps, Adam(LR))
+
+    @property
+    def inverse(self) -> Solver:
+        return Neumann(self.terms, LR) if self.terms else Identity(LR)
+
+
+PHI_STEPS = (
+    Phi(1, 0, 2.3),
+    Phi(1, 1, 4.2),
+    Phi(1, 5, 9.0),
+    Phi(10, 1, 5.0),
+    Phi(0, 0, None, ImplicitHead()),
+    Phi(0, 1, None, ImplicitHead()),
+)
+PLAIN, WARPED = "plain step, static views", "plain step, warp not learned"
+
+
+def records(batch: int) -> tuple[Tensor, Tensor]:
+    """(batch, 12, 1024) in mV and their five superclasses."""
+    return SyntheticCohort(batch, fs=FS, duration=SAMPLES / FS)[slice(0, batch)]
+
+
+def run(width: int, batch: int, steps: int, rounds: int, route: str, full: bool) -> None:
+    """Measure and print the tables."""
+    console = Console()
+    # torch's own forward derivatives of a few operations still go through its old compiler, and say so every time.
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
+    records(2)  # what a simulation imports late is imported before the forks
+    products = ROUTES[route] or call(partial(_cheapest, width, batch))
+    console.print(
+        f"{THREADS} threads; ours takes its products by {getattr(products, '__name__', products)} ({route})"
+    )
+    for size in (batch, 4 * batch):
+        works = _works(width, size, steps, products, whole=size == batch or full)
+        costs = measure(works, rounds, partial(_say, console, size))
+        cosines = call(partial(_cosines, width, size, products)) if size == batch else {}
+        console.print(_table(f"ResNet-18 of width {width}, {size} × 12 × {SAMPLES}", costs, steps, cosines))
+        ratio = costs[f"reference: {PLAIN}"].seconds / costs[f"ours: {PLAIN}"].seconds
+        console.print(f"our plain step at batch {size} is {ratio:.2f} times as fast as the reference's\n")
+
+
+def _say(console: Console, size: int, text: str) -> None:
+    console.print(f"batch {size}: {text}")
+
+
+def _cheapest(width: int, batch: int) -> Products:
+    """What :func:`choose_products` takes here, in a process of its own: its probes cost more memory than the steps."""
+    ours = Ours(width, batch)
+    views = ours.batches.pretrain(0)
+    return choose_products(
+        partial(ours.problem.pretrain_loss, batch=views), ours.state.theta, ours.state.phi
+    )[0]
+
+
+def _works(width: int, batch: int, steps: int, products: Products, whole: bool) -> dict[str, Work]:
+    def of_reference(method: str, *arguments: Any, **settings: Any) -> Callable[[], Callable[[], object]]:
+        def build() -> Callable[[], object]:
+            torch.manual_seed(0)
+            state = reference.Reference(*records(batch), width, lr=LR)
+            return partial(getattr(state, method), *arguments, **settings)
+
+        return build
+
+    def of_ours(
+        steps: int, period: int, phi: Phi = PHI_STEPS[0], learned: bool = True
+    ) -> Callable[[], Callable[[], object]]:
+        return lambda: partial(Ours(width, batch, learned=learned).train, steps, period, phi, products)
+
+    works = {
+        f"reference: {PLAIN}": Work(of_reference("plain_step")),
+        f"ours: {PLAIN}": Work(of_ours(1, 0, learned=False)),
+        f"reference: {WARPED}": Work(of_reference("plain_step", warped=True)),
+        f"ours: {WARPED}": Work(of_ours(1, 0)),
+    }
+    if not whole:
+        return works
+    for phi in PHI_STEPS:
+        if phi.head is None:
+            works[f"reference: {phi}"] = Work(of_reference("phi_step", phi.steps, phi.terms))
+        works[f"ours: {phi}"] = Work(of_ours(1, 1, phi))
+    for phi in PHI_STEPS[:2]:
+        name = _loop_name(phi)
+        works[f"reference: {name}"] = Work(of_reference("train", steps, PERIOD, phi.terms), steps, 1)
+        works[f"ours: {name}"] = Work(of_ours(steps, PERIOD, phi), steps, 1)
+    return works
+
+
+def _loop_name(phi: Phi) -> str:
+    return f"pre-training at P = {PERIOD}, K = 1, J = {phi.terms}, a step"
+
+
+def _table(title: str, costs: dict[str, Cost], steps: int, cosines: dict[str, float]) -> Table:
+    """Ratios are to the plain step with static views. A φ step of ours shares the gradient of its own pre-training step,
+    so what it adds is its whole step less a plain step; the reference's shares nothing and is timed alone."""
+    table = Table(title=title)
+    for column in ("", "ref s", "ref ÷ ref plain", "ref ÷ our plain", "ours s", "ours CPU s", "ours min–max"):
+        table.add_column(column)
+    for column in ("ours ÷ our plain", "goal", "peak ref", "peak ours", "peak goal", "cosine"):
+        table.add_column(column)
+    reference_plain, plain = costs[f"reference: {PLAIN}"], costs[f"ours: {PLAIN}"]
+    goals = {str(phi): phi.goal for phi in PHI_STEPS} | {
+        _loop_name(PHI_STEPS[0]): 1.25,
+        _loop_name(PHI_STEPS[1]): 1.4,
+    }
+    for name in dict.fromkeys(key.split(": ", 1)[1] for key in costs):
+        theirs, ours = costs.get(f"reference: {name}"), costs[f"ours: {name}"]
+        shared = plain.seconds if name.startswith("φ step") else 0.0
+        goal = goals.get(name)
+        phi_peak = name.startswith("φ step") and "J = 1" in name
+        table.add_row(
+            name,
+            *(
+                ("", "", "")
+                if theirs is None
+                else (
+                    f"{theirs.seconds:.2f}",
+                    f"{theirs.seconds / reference_plain.seconds:.2f}",
+                    f"{theirs.seconds / plain.seconds:.2f}",
+                )
+            ),
+            f"{ours.seconds:.2f}",
+            f"{ours.cpu:.2f}",
+            f"{ours.spread[0]:.2f}–{ours.spread[1]:.2f}",
+            f"{(ours.seconds - shared) / plain.seconds:.2f}",
+            "" if goal is None else f"≤ {goal:g}",
+            ""
+            if theirs is None
+            else f"{theirs.peak_mb:.0f} MB = {theirs.peak_mb / reference_plain.peak_mb:.2f}",
+            f"{ours.peak_mb:.0f} MB = {ours.peak_mb / plain.peak_mb:.2f}",
+            "≤ 1.4" if phi_peak else "",
+            f"{cosines[name]:.5f}" if name in cosines else "",
+        )
+    table.caption = (
+        f"a φ step of ours: its whole step less a plain one; the reference's: alone. Pre-training: {steps} steps. "
+        "cosine: to double backward in float64, same weights, batches and noise, same size."
+    )
+    return table
+
+
+def _cosines(width: int, batch: int, products: Products) -> dict[str, float]:
+    """Cosine of each of our float32 hypergradients to the textbook's in float64, at weights a few steps old: with the untouched
+    statistics of a new encoder, the fine-tuning features overflow their layers and float32 itself is off by a percent.
+
+    The implicit head has no textbook here: its v is its own in float64, and the rest is by double backward.
+    """
+    single, double = Ours(width, batch), Ours(width, batch, dtype=torch.float64)
+    single.train(WARM_STEPS, 0, PHI_STEPS[0], products)
+    double.load(single)
+    cosines = {}
+    for phi in PHI_STEPS:
+        found = _ours(single, phi, products)
+        exact = _textbook(double, phi) if phi.head is None else _ours(double, phi, DoubleBackward)
+        cosines[str(phi)] = cosine({name: value.double() for name, value in found.items()}, exact)
+        print(f"1 - cosine to float64, {phi}: {1 - cosines[str(phi)]:.1e}", flush=True)
+    return cosines
+
+
+def _textbook(ours: Ours, phi: Phi) -> dict[str, Tensor]:
+    """Of our problem, by the reference's route: an encoder pass a step in the graph, double backward throughout."""
+    problem, state, batches = ours.problem, ours.state, ours.batches
+    return reference.hypergradient(
+        problem.pretrain_loss,
+        problem.finetune_loss,
+        state.theta,
+        state.phi,
+        state.psi,
+        pretrain_batch=batches.first_views(),
+        train_batches=[batches.train(0, k) for k in range(phi.steps)],
+        val_batch=batches.validation(0),
+        optimizer=Adam(LR),
+        terms=phi.terms,
+        alpha=LR,
+    )
+
+
+def _ours(ours: Ours, phi: Phi, products: Products) -> dict[str, Tensor]:
+    state, batches = ours.state, ours.batches
+    return hypergradient(
+        ours.problem,
+        state.theta,
+        state.phi,
+        state.psi,
+        pretrain_batch=batches.first_views(),
+        train_batches=[batches.train(0, k) for k in range(phi.finetune.train_batches)],
+        val_batch=batches.validation(0),
+        finetune=phi.finetune,
+        inverse=phi.inverse,
+        products=products,
+    ).phi
