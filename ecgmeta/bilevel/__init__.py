@@ -5,6 +5,7 @@ Start from :class:`Problem` (or :class:`ModuleProblem` for ordinary modules), th
 :func:`meta_train`.
 """
 
+from ecgmeta.bilevel.check import Check, check_hypergradient
 from ecgmeta.bilevel.hypergradient import Hypergradient, hypergradient
 from ecgmeta.bilevel.implicit_head import ImplicitHead
 from ecgmeta.bilevel.inverse import ConjugateGradient, Identity, Neumann, Nystrom, Result, Solution, Solver
@@ -20,6 +21,7 @@ __all__ = [
     "Adam",
     "Batches",
     "CentralDifference",
+    "Check",
     "ConjugateGradient",
     "DoubleBackward",
     "FeatureModuleProblem",
@@ -44,6 +46,7 @@ __all__ = [
     "Solver",
     "Spectrum",
     "Unroll",
+    "check_hypergradient",
     "choose_products",
     "hypergradient",
     "lanczos",

@@ -106,5 +106,52 @@ class Ridge:
         return -phi.exp() * w * torch.linalg.solve(self.hessian(phi), v)
 
 
+@dataclass
+class Multitask:
+    """Weighted least squares: ``L_PT = Σ_t e^{φ_t} ‖X_tθ−y_t‖²/2n + ½μ‖θ‖²``; ``L_FT = ½‖ψ−Cθ‖²``, validation ``½‖ψ+Dθ−t‖²``.
+
+    So ``H = Σ_t e^{φ_t} X_tᵀX_t/n + μI``, and column t of ``∂²L_PT/∂θ∂φ`` is the weighted gradient of task t.
+    """
+
+    X: Tensor  # (tasks, n, d)
+    y: Tensor  # (tasks, n)
+    stage: Quadratic
+    decay: float = 0.1
+
+    @classmethod
+    def random(cls, seed: int, tasks: int = 3, n: int = 10, d: int = 4) -> Multitask:
+        g = torch.Generator().manual_seed(seed)
+        X = torch.randn(tasks, n, d, generator=g, dtype=torch.float64)
+        return cls(
+            X, torch.randn(tasks, n, generator=g, dtype=torch.float64), Quadratic.random(seed + 1, n=d)
+        )
+
+    def pretrain_loss(self, theta: Tree, phi: Tree, batch: Any) -> Tensor:
+        w = theta["w"]
+        losses = 0.5 * (self.X @ w - self.y).square().mean(1)
+        return phi["log_weight"].exp() @ losses + 0.5 * self.decay * (w @ w)
+
+    def finetune_loss(self, theta: Tree, psi: Tree, batch: Any) -> Tensor:
+        return self.stage.finetune_loss(theta, psi, batch)
+
+    def hessian(self, phi: Tensor) -> Tensor:
+        grams = self.X.mT @ self.X / self.X.shape[1]
+        return torch.einsum("t,tij->ij", phi.exp(), grams) + self.decay * torch.eye(
+            self.X.shape[2], dtype=torch.float64
+        )
+
+    def solution(self, phi: Tensor) -> Tensor:
+        """``θ*(φ)``."""
+        moments = torch.einsum("t,tni,tn->i", phi.exp(), self.X, self.y) / self.X.shape[1]
+        return torch.linalg.solve(self.hessian(phi), moments)
+
+    def hypergradient(self, phi: Tensor, psi: Tensor, steps: int, lr: float) -> Tensor:
+        """``dL_val/dφ_t = −e^{φ_t} ⟨X_tᵀ(X_tθ*−y_t)/n, H⁻¹v⟩``."""
+        w = self.solution(phi)
+        u = torch.linalg.solve(self.hessian(phi), self.stage.v(w, psi, steps, lr))
+        residuals = self.X @ w - self.y
+        return -phi.exp() * torch.einsum("tni,tn,i->t", self.X, residuals, u) / self.X.shape[1]
+
+
 def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
