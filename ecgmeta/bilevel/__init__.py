@@ -13,6 +13,7 @@ from ecgmeta.bilevel.loop import Batches, LoaderBatches, MetaState, Report, Sche
 from ecgmeta.bilevel.optimizers import SGD, Adam, Optimizer
 from ecgmeta.bilevel.problem import FeatureModuleProblem, FeatureProblem, ModuleProblem, Problem
 from ecgmeta.bilevel.products import CentralDifference, DoubleBackward, ForwardOverReverse, choose_products
+from ecgmeta.bilevel.signal import Signal
 from ecgmeta.bilevel.spectrum import Spectrum, lanczos
 from ecgmeta.bilevel.unroll import FinetuneFactor, FinetuneGradient, Unroll
 
@@ -42,6 +43,7 @@ __all__ = [
     "Report",
     "Result",
     "Schedule",
+    "Signal",
     "Solution",
     "Solver",
     "Spectrum",
