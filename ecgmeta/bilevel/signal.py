@@ -1,8 +1,8 @@
 """Does φ learn anything, or does it only walk at random? The statistics of its hypergradients over the φ steps.
 
-A single hypergradient is mostly noise, so its size says nothing. Of each coordinate's gradients g₁ … g_n, with mean m and standard
-deviation s, the *signal-to-noise ratio* is m/s, and that of the running sum Σg is ``t = √n·m/s``: noise without a mean keeps t near
-Student's distribution for ever, a mean of ratio r makes it grow as r√n.
+A single hypergradient is mostly noise, so its size says nothing. Of each coordinate's gradients g₁ … g_n, with mean m and
+standard deviation s, the *signal-to-noise ratio* is m/s, and that of the running sum Σg is ``t = √n·m/s``: noise without a mean
+keeps t within Student's distribution for ever, a mean of ratio r makes it grow as r√n.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ FEWEST = 10  # φ steps before anything is said
 
 @dataclass
 class Signal:
-    """Running mean and variance of every φ coordinate's hypergradient (Welford), in float64: three trees like φ, whatever n is.
+    """Running mean and variance of every φ coordinate's hypergradient (Welford), in float64: three trees like φ for any n.
 
-    Verdicts assume that the φ steps' noise is independent from step to step, as freshly drawn batches make it. They hold however
-    the *coordinates* are correlated (a network's are, strongly), by two tests at a level of 1 % each:
+    Verdicts assume that the φ steps' noise is independent from step to step, as freshly drawn batches make it. They hold
+    however the *coordinates* are correlated (a network's are, strongly), by two tests at a level of 1 % each:
 
-    - the mean of z² over coordinates, 1 without a drift, is above 6.63. It is ``Σ wᵢχ²₁`` with weights that sum to 1, whose upper
-      tail is no heavier than that of a single χ²₁ (Székely & Bakirov, 2003). A drift of ratio r in all coordinates raises it to
-      ``1 + n r²``, so it is found after about ``5.63 / r²`` φ steps;
+    - the mean of z² over coordinates, 1 without a drift, is above 6.63. It is ``Σ wᵢχ²₁`` with weights that sum to 1, whose
+      upper tail is no heavier than that of a single χ²₁ (Székely & Bakirov, 2003). A drift of ratio r in all coordinates
+      raises it to ``1 + n·ln(1 + r²)``, so it is found after about ``5.63 / r²`` φ steps;
     - the largest abs z is above what 1 % would see among so many coordinates (Bonferroni), for a drift of a few.
 
     The level is that of one look: asking at every step finds a drift of nothing more often.
@@ -65,16 +65,16 @@ class Signal:
         """
         nu = self.count - 1
         mean, square = flatten(self.mean), flatten(self.square)
-        ratio = self.count * mean.square() / square  # t²/ν
+        ratio = self.count * mean.square() / square  # t² / nu
         z = (nu * ratio.log1p()).sqrt() * (8 * nu + 1) / (8 * nu + 3)
         return torch.where(mean == 0, torch.zeros_like(z), z.copysign(mean))
 
     def diagnostics(self) -> dict[str, float]:
         """Numbers to log; what noise alone gives is in brackets.
 
-        ``cosine_previous`` between this φ step's hypergradient and the one before (0); from the third step on ``snr_median``, the
-        median of abs m/s (0.67/√n); ``snr``, the root mean square of m/s freed of what noise adds to it (0); ``z_mean_square``
-        (1), ``z_max`` (grows as √(2 ln coordinates)), and ``z_share_beyond_2`` (0.0455).
+        ``cosine_previous`` between this φ step's hypergradient and the one before (0); from the third step on ``snr_median``,
+        the median of abs m/s (0.67/√n); ``snr``, the root mean square of m/s freed of what noise adds to it (0);
+        ``z_mean_square`` (1), ``z_max`` (grows as √(2 ln coordinates)), and ``z_share_beyond_2`` (0.0455).
         """
         values = {} if self.cosine_previous is None else {"cosine_previous": self.cosine_previous}
         if self.count < 3 or not self.mean:
@@ -85,7 +85,7 @@ class Signal:
         mean_square = float(size.square().mean())
         return values | {
             "snr_median": float(ratio.median()),
-            "snr": math.sqrt(max(0.0, mean_square - 1) / self.count),
+            "snr": math.sqrt(math.expm1(max(0.0, mean_square - 1) / self.count)),
             "z_mean_square": mean_square,
             "z_max": float(size.max()),
             "z_share_beyond_2": float((size > 2).double().mean()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import statistics
 
 import pytest
@@ -78,8 +79,9 @@ def test_correlated_noise_is_a_random_walk_at_the_promised_level() -> None:
 
 @pytest.mark.parametrize("ratio", [0.2, 0.5])
 def test_a_drift_is_found_after_the_predicted_number_of_steps(ratio: float) -> None:
-    predicted = 5.63 / ratio**2
-    crossed, found = [], []
+    predicted = 5.63 / math.log1p(ratio**2)
+    crossed: list[int] = []
+    found: list[int] = []
     for seed in range(5):
         signal = Signal()
         for gradient in draws(round(2 * predicted), 400, ratio, seed):
