@@ -131,6 +131,48 @@ class DoubleBackward(_Evaluated):
         return detach(gradient(outputs, inputs, grad_outputs=weights, retain_graph=True))
 
 
+@dataclass(frozen=True)
+class LowPrecision:
+    """Double backward with the arithmetic of the products, and of nothing else, in a lower precision.
+
+    Loss and gradient are those of :class:`DoubleBackward` to the last bit, so an ordinary step may use them. The products run
+    under ``torch.autocast``; their relative error is about that of the precision (0.4 % for bfloat16), and they cost a
+    fraction where the processor has instructions for it. Whether an operation heeds autocast in its backward pass is its own
+    affair: take it where :func:`probe` has measured it.
+
+    Args:
+        dtype: of the products' arithmetic.
+    """
+
+    dtype: torch.dtype = torch.bfloat16
+
+    def __call__(
+        self,
+        loss: Loss,
+        theta: Mapping[str, Tensor],
+        phi: Mapping[str, Tensor],
+        recording: AbstractContextManager[None] | None = None,
+    ) -> Linearization:
+        return _LowPrecision(loss, theta, phi, recording, self.dtype)
+
+
+class _LowPrecision(DoubleBackward):
+    def __init__(
+        self,
+        loss: Loss,
+        theta: Mapping[str, Tensor],
+        phi: Mapping[str, Tensor],
+        recording: AbstractContextManager[None] | None,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(loss, theta, phi, recording)
+        self._dtype = dtype
+
+    def _product(self, inputs: Tree, u: Tree) -> Tree:
+        with torch.autocast(next(iter(u.values())).device.type, self._dtype):
+            return super()._product(inputs, u)
+
+
 class ForwardOverReverse(_Evaluated):
     """A tangent carried through the forward pass and through its backward pass.
 
