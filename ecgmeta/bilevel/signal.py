@@ -60,8 +60,8 @@ class Signal:
     def z(self) -> Tensor:
         """The running sum of every coordinate in standard deviations, as one vector: standard normal where there is no drift.
 
-        t has heavier tails while n is small, so it is mapped to the normal scale (Wallace, 1959, eq. 1, within 0.1 where it
-        matters). A coordinate that is always 0 has z = 0.
+        t has heavier tails while n is small, so it is mapped to the normal scale (Wallace, 1959). A coordinate that is always 0
+        has z = 0.
         """
         nu = self.count - 1
         mean, square = flatten(self.mean), flatten(self.square)

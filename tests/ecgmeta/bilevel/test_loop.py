@@ -35,7 +35,7 @@ class Constant:
         self.asked.append(("pretrain", step))
         return None
 
-    def hyper(self, step: int) -> Any:
+    def hyper(self, step: int, k: int) -> Any:
         self.asked.append(("hyper", step))
         return None
 
@@ -43,7 +43,7 @@ class Constant:
         self.asked.append(("train", step))
         return "train"
 
-    def validation(self, step: int) -> Any:
+    def validation(self, step: int, k: int) -> Any:
         self.asked.append(("validation", step))
         return "validation"
 
@@ -184,9 +184,14 @@ def test_a_loss_that_is_not_finite_stops_training() -> None:
 
 def test_batches_from_loaders_begin_again() -> None:
     batches = LoaderBatches([1, 2, 3], ["a"], [None])
-    assert [batches.pretrain(0), batches.hyper(0), batches.pretrain(1), batches.pretrain(2)] == [1, 2, 3, 1]
+    assert [batches.pretrain(0), batches.hyper(0, 0), batches.pretrain(1), batches.pretrain(2)] == [
+        1,
+        2,
+        3,
+        1,
+    ]
     assert [batches.train(0, k) for k in range(3)] == ["a", "a", "a"]
-    assert batches.validation(0) is None
+    assert batches.validation(0, 0) is None
     with pytest.raises(ValueError, match="empty"):
         LoaderBatches([], [1], [1]).pretrain(0)
 
