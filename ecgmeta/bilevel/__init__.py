@@ -14,8 +14,18 @@ from ecgmeta.bilevel.loop import Report, Schedule, meta_train
 from ecgmeta.bilevel.optimizers import SGD, Adam, Optimizer
 from ecgmeta.bilevel.paper import paper
 from ecgmeta.bilevel.problem import FeatureModuleProblem, FeatureProblem, ModuleProblem, Problem
+<<<<<<< HEAD
 from ecgmeta.bilevel.products import CentralDifference, DoubleBackward, ForwardOverReverse, choose_products
 from ecgmeta.bilevel.signal import Signal
+=======
+from ecgmeta.bilevel.products import (
+    CentralDifference,
+    DoubleBackward,
+    ForwardOverReverse,
+    LowPrecision,
+    choose_products,
+)
+>>>>>>> main
 from ecgmeta.bilevel.spectrum import Spectrum, lanczos
 from ecgmeta.bilevel.state import MetaState
 from ecgmeta.bilevel.unroll import FinetuneFactor, FinetuneGradient, Unroll
@@ -37,6 +47,7 @@ __all__ = [
     "Identity",
     "ImplicitHead",
     "LoaderBatches",
+    "LowPrecision",
     "MetaState",
     "ModuleProblem",
     "Neumann",

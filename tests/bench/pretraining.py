@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from ecgmeta.bilevel import (
     hypergradient,
     meta_train,
 )
-from ecgmeta.bilevel.products import Products, cosine
+from ecgmeta.bilevel.products import LowPrecision, Products, cosine
 from ecgmeta.data import SyntheticCohort
 from ecgmeta.encoders import create_encoder
 from ecgmeta.experiment.batches import Labelled, Pool
@@ -46,6 +47,7 @@ FS, SAMPLES, PERIOD, LR, WARM_STEPS = 100.0, 1024, 10, 1e-4, 20
 ROUTES: dict[str, Products | None] = {
     "double": DoubleBackward,
     "forward": ForwardOverReverse,
+    "low": LowPrecision(),
     "chosen": None,  # whatever choose_products finds cheapest on the problem at hand
 }
 
@@ -280,10 +282,8 @@ def _table(title: str, costs: dict[str, Cost], steps: int, cosines: dict[str, fl
             f"{ours.spread[0]:.2f}–{ours.spread[1]:.2f}",
             f"{(ours.seconds - shared) / plain.seconds:.2f}",
             "" if goal is None else f"≤ {goal:g}",
-            ""
-            if theirs is None
-            else f"{theirs.peak_mb:.0f} MB = {theirs.peak_mb / reference_plain.peak_mb:.2f}",
-            f"{ours.peak_mb:.0f} MB = {ours.peak_mb / plain.peak_mb:.2f}",
+            "" if theirs is None else _peak(theirs, reference_plain),
+            _peak(ours, plain),
             "≤ 1.4" if phi_peak else "",
             f"{cosines[name]:.5f}" if name in cosines else "",
         )
@@ -292,6 +292,10 @@ def _table(title: str, costs: dict[str, Cost], steps: int, cosines: dict[str, fl
         "cosine: to double backward in float64, same weights, batches and noise, same size."
     )
     return table
+
+
+def _peak(cost: Cost, plain: Cost) -> str:
+    return "" if math.isnan(cost.peak_mb) else f"{cost.peak_mb:.0f} MB = {cost.peak_mb / plain.peak_mb:.2f}"
 
 
 def _cosines(width: int, batch: int, products: Products) -> dict[str, float]:

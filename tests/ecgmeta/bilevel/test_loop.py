@@ -70,7 +70,10 @@ def run(problem: Quadratic, state: MetaState, batches: Any, **settings: Any) -> 
     return list(meta_train(problem, state, batches, **{**SETTINGS, **settings}))
 
 
-def test_finds_the_optimal_phi_of_the_quadratic_two_stage_problem() -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"share": True, "accumulate": 2, "scaling": 30.0, "clip": 1.0}], ids=["one draw", "two"]
+)
+def test_finds_the_optimal_phi_of_the_quadratic_two_stage_problem(settings: dict[str, Any]) -> None:
     # As many φ as head outputs, and an unroll long enough to reach the head's optimum: validation loss 0, and only there.
     problem = Quadratic.random(0, n=6, n_phi=3, n_psi=3, low=2.0, high=8.0)
     state = start(problem, phi_lr=0.05)
@@ -82,6 +85,7 @@ def test_finds_the_optimal_phi_of_the_quadratic_two_stage_problem() -> None:
         finetune=Unroll(12, SGD(0.6)),
         head_optimizer=SGD(0.6),
         inverse=Neumann(8, 0.15),
+        **settings,
     )
     # The head converges to Cθ, so the reached φ solves (C+D)Bφ = t.
     expected = torch.linalg.solve((problem.C + problem.D) @ problem.B, problem.t)

@@ -300,6 +300,24 @@ def test_dropout_is_one_function_within_a_step_and_another_in_the_next() -> None
     assert other.pretrain_loss(other.theta, other.phi, x).item() != first[0]
 
 
+def test_a_head_draws_other_noise_than_its_encoder() -> None:
+    class Masks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.drop = nn.Linear(1, 1), nn.Dropout(0.5)
+
+        def features(self, x: Tensor) -> Tensor:
+            return self.drop(x)
+
+        def head_loss(self, features: Tensor, x: Tensor) -> Tensor:
+            return (self.drop(features) > 0).double().mean()
+
+    masks, x = Masks(), torch.ones(10_000)
+    problem = FeatureModuleProblem(masks, masks, finetune_mode="train")
+    kept = float(problem.head_loss(problem.features({}, x), {}, x))
+    assert kept == pytest.approx(0.25, abs=0.02)  # one mask twice would keep half
+
+
 def test_noise_does_not_move_the_callers_generator_unless_asked_to() -> None:
     x = torch.randn(6, 3)
     for seed, moves in ((0, False), (None, True)):
