@@ -14,10 +14,6 @@ from ecgmeta.bilevel.loop import Report, Schedule, meta_train
 from ecgmeta.bilevel.optimizers import SGD, Adam, Optimizer
 from ecgmeta.bilevel.paper import paper
 from ecgmeta.bilevel.problem import FeatureModuleProblem, FeatureProblem, ModuleProblem, Problem
-<<<<<<< HEAD
-from ecgmeta.bilevel.products import CentralDifference, DoubleBackward, ForwardOverReverse, choose_products
-from ecgmeta.bilevel.signal import Signal
-=======
 from ecgmeta.bilevel.products import (
     CentralDifference,
     DoubleBackward,
@@ -25,7 +21,7 @@ from ecgmeta.bilevel.products import (
     LowPrecision,
     choose_products,
 )
->>>>>>> main
+from ecgmeta.bilevel.signal import Signal
 from ecgmeta.bilevel.spectrum import Spectrum, lanczos
 from ecgmeta.bilevel.state import MetaState
 from ecgmeta.bilevel.unroll import FinetuneFactor, FinetuneGradient, Unroll
