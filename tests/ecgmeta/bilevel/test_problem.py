@@ -314,7 +314,7 @@ def test_a_head_draws_other_noise_than_its_encoder() -> None:
 
     masks, x = Masks(), torch.ones(10_000)
     problem = FeatureModuleProblem(masks, masks, finetune_mode="train")
-    kept = float(problem.head_loss(problem.features({}, x), {}, x))
+    kept = float(problem.head_loss(problem.features(problem.theta, x), {}, x))
     assert kept == pytest.approx(0.25, abs=0.02)  # one mask twice would keep half
 
 
