@@ -72,7 +72,7 @@ class Batches:
         self.static, self.augmenter, self.dtype = paper_static(), augmenter, dtype
         self.generator = torch.Generator().manual_seed(1)
 
-    def pretrain(self, step: int) -> Views:
+    def pretrain(self, step: int, k: int = 0) -> Views:
         views = draw_views(self.x, self.static, self.augmenter, generator=self.generator)
         return Views(views.x.to(self.dtype), None if views.noise is None else views.noise.to(self.dtype))
 
@@ -87,7 +87,7 @@ class Batches:
         order = torch.randperm(2 * self.size, generator=torch.Generator().manual_seed(k))
         return self.labels[order[: self.size]]
 
-    def validation(self, step: int) -> Labelled:
+    def validation(self, step: int, k: int = 0) -> Labelled:
         return self.held_out[torch.arange(self.size)]
 
 
