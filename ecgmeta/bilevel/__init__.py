@@ -8,7 +8,16 @@ Start from :class:`Problem` (or :class:`ModuleProblem` for ordinary modules), th
 from ecgmeta.bilevel.check import Check, check_hypergradient
 from ecgmeta.bilevel.hypergradient import Hypergradient, hypergradient
 from ecgmeta.bilevel.implicit_head import ImplicitHead
-from ecgmeta.bilevel.inverse import ConjugateGradient, Identity, Neumann, Nystrom, Result, Solution, Solver
+from ecgmeta.bilevel.inverse import (
+    ConjugateGradient,
+    Identity,
+    Neumann,
+    Nystrom,
+    Result,
+    Solution,
+    Solver,
+    adam_preconditioner,
+)
 from ecgmeta.bilevel.loop import Batches, LoaderBatches, MetaState, Report, Schedule, meta_train
 from ecgmeta.bilevel.optimizers import SGD, Adam, Optimizer
 from ecgmeta.bilevel.problem import FeatureModuleProblem, FeatureProblem, ModuleProblem, Problem
@@ -46,6 +55,7 @@ __all__ = [
     "Solver",
     "Spectrum",
     "Unroll",
+    "adam_preconditioner",
     "check_hypergradient",
     "choose_products",
     "hypergradient",
