@@ -31,9 +31,9 @@ class Neumann:
         preconditioner: called at each solve, for the diagonal of P as a tree shaped like v, positive; None is P = I. A function
             because Adam's moments move between φ steps: see :func:`~ecgmeta.bilevel.inverse.diagonal.adam_preconditioner`.
 
-    Growth along positive curvature means a step size above ``2/λmax``: the series is stopped before it, and the result says
-    so. Negative curvature is reported, and stops the series where it has made the residual ``growth`` times v. A residual
-    below the rounding of v's type ends the series too.
+    Growth along positive curvature means a step size above ``2/λmax``, or eigenvalues of both signs in one term: the series is
+    stopped before it, and the result says so. Negative curvature is reported once a term lies along it, and stops the series
+    where it has made the residual ``growth`` times v. A residual below the rounding of v's type ends the series too.
     """
 
     terms: int

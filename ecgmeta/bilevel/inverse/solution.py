@@ -21,7 +21,10 @@ class Result(Enum):
         "try more iterations, or damping, for closer"
     )
     NEGATIVE_CURVATURE = "negative curvature was met, in a sum too short to grow; damping of about |λmin| would let it converge"
-    DIVERGED = "the series grew: the step size is above 2/λmax; try a smaller step_size, as lanczos proposes"
+    DIVERGED = (
+        "the series grew: the step size is above 2/λmax, or curvature is negative as well; "
+        "try a smaller step_size, then damping, as lanczos proposes"
+    )
     INDEFINITE = "negative curvature was met: H is not positive definite here; try damping of about |λmin|, as lanczos proposes"
     NON_FINITE = "a product was not finite: check the loss, or lower the learning rate of pre-training"
 
