@@ -35,7 +35,7 @@ def series(matrix: Tensor, v: Tensor, terms: int, alpha: float, damping: float, 
     n = len(v)
     eye, root = torch.eye(n, dtype=v.dtype), torch.diag(p.sqrt())
     step = eye - alpha * root @ (matrix + damping * eye) @ root
-    return alpha * root @ sum(torch.linalg.matrix_power(step, j) for j in range(terms + 1)) @ root @ v  # type: ignore[operator]
+    return alpha * root @ sum(torch.linalg.matrix_power(step, j) for j in range(terms + 1)) @ root @ v
 
 
 def solved(damping: float) -> Callable[[Tensor, Tensor], Tensor]:

@@ -28,7 +28,7 @@ def stepped(kind: Any, **settings: Any) -> tuple[torch.optim.Optimizer, Tree]:
 def second_moment(gradients: list[Tensor], beta: float) -> Tensor:
     """v̂ by its definition: a weighted mean of squares with weights βᵏ."""
     kept = torch.tensor([beta**k for k in range(len(gradients))]).flip(0)
-    return sum(k * g.square() for k, g in zip(kept, gradients, strict=True)) / kept.sum()  # type: ignore[return-value]
+    return sum(k * g.square() for k, g in zip(kept, gradients, strict=True)) / kept.sum()
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam])

@@ -40,9 +40,10 @@ def test_a_multiple_of_the_identity_takes_one_product(factor: float) -> None:
 
 def test_size_one() -> None:
     found = lanczos(lambda t: {"x": -2 * t["x"]}, zeros(1), 12)
-    assert (found.largest, found.smallest) == (pytest.approx(-2), pytest.approx(-2))
+    assert found.largest == pytest.approx(-2)
+    assert found.smallest == pytest.approx(-2)
     with pytest.raises(ValueError, match="no positive curvature"):
-        _ = Spectrum(-2.0, -2.0, 1).step_size + Spectrum(0.0, 0.0, 1).step_size
+        _ = Spectrum(0.0, 0.0, 1).step_size
 
 
 def test_a_residual_norm_is_that_of_its_ritz_pair() -> None:
