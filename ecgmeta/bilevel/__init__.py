@@ -21,7 +21,13 @@ from ecgmeta.bilevel.inverse import (
 from ecgmeta.bilevel.loop import Batches, LoaderBatches, MetaState, Report, Schedule, meta_train
 from ecgmeta.bilevel.optimizers import SGD, Adam, Optimizer
 from ecgmeta.bilevel.problem import FeatureModuleProblem, FeatureProblem, ModuleProblem, Problem
-from ecgmeta.bilevel.products import CentralDifference, DoubleBackward, ForwardOverReverse, choose_products
+from ecgmeta.bilevel.products import (
+    CentralDifference,
+    DoubleBackward,
+    ForwardOverReverse,
+    LowPrecision,
+    choose_products,
+)
 from ecgmeta.bilevel.spectrum import Spectrum, lanczos
 from ecgmeta.bilevel.unroll import FinetuneFactor, FinetuneGradient, Unroll
 
@@ -42,6 +48,7 @@ __all__ = [
     "Identity",
     "ImplicitHead",
     "LoaderBatches",
+    "LowPrecision",
     "MetaState",
     "ModuleProblem",
     "Neumann",

@@ -9,28 +9,20 @@ v, a solver of :mod:`ecgmeta.bilevel.inverse` gives ``u ≈ H⁻¹v``, a route o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from ecgmeta.bilevel.distributed import Reduce, local, mean_of
 from ecgmeta.bilevel.inverse import Result, Solution, Solver
 from ecgmeta.bilevel.optimizers import State
 from ecgmeta.bilevel.problem import Problem, check_scalar
 from ecgmeta.bilevel.products import DoubleBackward, Linearization, Products
 from ecgmeta.bilevel.trees import Tree, is_finite, norm, scale
 from ecgmeta.bilevel.unroll import FinetuneFactor, FinetuneGradient
-
-Reduce = Callable[[Tree], Tree]
-"""Mean over data-parallel ranks. Everything that is a mean over a batch goes through one, so that each rank, holding a part of
-the global batch, ends with the global batch's hypergradient."""
-
-
-def local(tree: Tree) -> Tree:
-    """The :data:`Reduce` of a single process: the tree itself."""
-    return tree
 
 
 @runtime_checkable
@@ -112,14 +104,14 @@ def hypergradient(
         inverse: the solver for ``H⁻¹v``.
         head_state: state of the warm head optimiser, carried into an unroll.
         products: the route for ``Hu`` and ``Mᵀu``.
-        reduce: mean over data-parallel ranks.
+        reduce: mean over data-parallel ranks, such as :func:`~ecgmeta.bilevel.distributed.mean_over_ranks`.
         recording: entered around the one evaluation of the pre-training loss that may move running statistics.
 
     Raises:
         FloatingPointError: a loss is not finite.
     """
-    first = finetune(problem, theta, psi, train_batches, val_batch, head_state)
-    check_scalar(first.validation_loss, "fine-tuning validation loss")
+    first = finetune(problem, theta, psi, train_batches, val_batch, head_state, reduce)
+    check_scalar(mean_of(first.validation_loss, reduce), "fine-tuning validation loss")
     v = reduce(first.v)
     pretrain = products(lambda t, p: problem.pretrain_loss(t, p, pretrain_batch), theta, phi, recording)
     solution = inverse(lambda u: reduce(pretrain.hvp(u)), v)
@@ -127,5 +119,5 @@ def hypergradient(
         mixed = problem.mixed_product(dict(theta), dict(phi), pretrain_batch, solution.value)
     else:
         mixed = pretrain.mixed(solution.value)
-    check_scalar(pretrain.loss, "pre-training loss")
+    check_scalar(mean_of(pretrain.loss, reduce), "pre-training loss")
     return Hypergradient(scale(-1.0, reduce(mixed)), first, solution, pretrain)

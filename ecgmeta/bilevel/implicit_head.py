@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ecgmeta.bilevel.distributed import Reduce, local
 from ecgmeta.bilevel.features import Encoded
 from ecgmeta.bilevel.optimizers import State
 from ecgmeta.bilevel.problem import FeatureProblem, Problem
@@ -34,14 +35,17 @@ class TargetProblem(FeatureProblem, Protocol):
 class ImplicitHead:
     """A linear head with intercept, solved to its optimum on the features of the fine-tuning batch.
 
-    ``"ridge"``: ``W = argmin ‖F̃W − Ỹ‖² + λs‖W‖²`` on centred features and targets, and the loss is the mean square of its
+    ``"ridge"``: ``W = argmin ‖F̃W − Ỹ‖²/n + λs‖W‖²`` on centred features and targets, and the loss is the mean square of its
     *leave-one-out* errors ``(y − ŷ)ᵢ / (1 − hᵢᵢ)`` on the validation batch, which should hold all MetaFT data: no split is
     needed. ``"logistic"``: the penalised logistic head fitted on the train batch by Newton's method; the loss is the validation
     cross-entropy, differentiated by the implicit function theorem.
 
+    The optimum on all labels is no mean of the ranks' optima: give every data-parallel rank the same, whole batches.
+
     Args:
         kind: which of the two.
-        penalty: λ, relative to ``s``, the mean squared norm of a centred feature vector.
+        penalty: λ, relative to ``s``, the mean squared norm of a centred feature vector, so that it means the same for features
+            of any size and any number n of labels. A large one makes v less noisy and more biased.
         newton_steps: most Newton steps of the logistic head.
     """
 
@@ -65,6 +69,7 @@ class ImplicitHead:
         train_batches: Sequence[Any],
         val_batch: Any,
         head_state: State | None = None,
+        reduce: Reduce = local,
     ) -> FinetuneGradient:
         if not isinstance(problem, TargetProblem):
             raise TypeError("ImplicitHead needs a problem with features(theta, batch) and targets(batch)")
@@ -94,7 +99,7 @@ def leave_one_out(features: Tensor, targets: Tensor, penalty: float) -> Tensor:
     """
     n = len(features)
     centred = features - features.mean(0)
-    scale = penalty * centred.detach().square().sum(1).mean()
+    scale = penalty * centred.detach().square().sum()  # n·λs
     if n <= features.shape[1]:
         gram = centred @ centred.T
         hat = torch.linalg.solve(gram + scale * torch.eye(n, dtype=gram.dtype, device=gram.device), gram)
@@ -116,7 +121,7 @@ def logistic(
     with the Hessian held fixed is W* in value and ``−H⁻¹ ∂g/∂F`` in derivative, which is the implicit function theorem.
     """
     centre = train.mean(0).detach()
-    scale = penalty * float((train.detach() - centre).square().sum(1).mean()) / len(train)
+    scale = penalty * float((train.detach() - centre).square().sum(1).mean())
 
     def design(features: Tensor) -> Tensor:
         return F.pad(features - centre, (0, 1), value=1.0)

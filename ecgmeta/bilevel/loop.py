@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from ecgmeta.bilevel.hypergradient import Hypergradient, Reduce, hypergradient, local
+from ecgmeta.bilevel.distributed import Reduce, local
+from ecgmeta.bilevel.hypergradient import Hypergradient, hypergradient
 from ecgmeta.bilevel.inverse import Solver
 from ecgmeta.bilevel.optimizers import Optimizer, State
 from ecgmeta.bilevel.problem import Problem, RecordingProblem, check_scalar

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ecgmeta.bilevel.distributed import Reduce, local
 from ecgmeta.bilevel.features import Encoded
 from ecgmeta.bilevel.optimizers import Optimizer, State
 from ecgmeta.bilevel.problem import FeatureProblem, Problem
@@ -45,7 +46,10 @@ class FinetuneFactor(Protocol):
         train_batches: Sequence[Any],
         val_batch: Any,
         head_state: State | None = None,
-    ) -> FinetuneGradient: ...
+        reduce: Reduce = local,
+    ) -> FinetuneGradient:
+        """With ``reduce`` a mean over ranks that hold equal parts of each batch, ``reduce(result.v)`` is v of the whole."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class Unroll:
         train_batches: Sequence[Any],
         val_batch: Any,
         head_state: State | None = None,
+        reduce: Reduce = local,
     ) -> FinetuneGradient:
         """``head_state`` is the warm head optimiser's state; a fresh one where None."""
         if len(train_batches) != self.steps:
@@ -94,15 +99,15 @@ class Unroll:
             self.optimizer.init(psi) if head_state is None else {n: detach(t) for n, t in head_state.items()}
         )
         if self.encoder:
-            return self._everything(problem, theta, psi, batches, state)
+            return self._everything(problem, theta, psi, batches, state, reduce)
         if isinstance(problem, FeatureProblem):
-            return self._through_features(problem, theta, psi, batches, state)
+            return self._through_features(problem, theta, psi, batches, state, reduce)
         losses = [lambda t, p, b=b: problem.finetune_loss(t, p, b) for b in batches]
-        passed = _differentiate(losses, self.optimizer, theta, psi, state)
+        passed = _differentiate(losses, self.optimizer, theta, psi, state, reduce)
         return FinetuneGradient(passed.shared, passed.loss, passed.train_losses)
 
     def _everything(
-        self, problem: Problem, theta: Tree, psi: Tree, batches: Sequence[Any], state: State
+        self, problem: Problem, theta: Tree, psi: Tree, batches: Sequence[Any], state: State, reduce: Reduce
     ) -> FinetuneGradient:
         # A new optimiser for θ beside the warm one for ψ, as fine-tuning would start.
         fresh = self.optimizer.init(theta)
@@ -111,17 +116,23 @@ class Unroll:
         losses = [
             lambda _, p, b=b: problem.finetune_loss(_strip("theta", p), _strip("psi", p), b) for b in batches
         ]
-        passed = _differentiate(losses, self.optimizer, {}, params, joint)
+        passed = _differentiate(losses, self.optimizer, {}, params, joint, reduce)
         return FinetuneGradient(_strip("theta", passed.params), passed.loss, passed.train_losses)
 
     def _through_features(
-        self, problem: FeatureProblem, theta: Tree, psi: Tree, batches: Sequence[Any], state: State
+        self,
+        problem: FeatureProblem,
+        theta: Tree,
+        psi: Tree,
+        batches: Sequence[Any],
+        state: State,
+        reduce: Reduce,
     ) -> FinetuneGradient:
         """The head's steps touch θ only through the features: differentiate at those, then once through the encoder."""
         # Two batches fit where a pre-training step does (two views a record), and keeping their graph saves a forward pass.
         encoded = Encoded(problem, theta, batches, recompute=len(batches) > 2)
         losses = [lambda f, p, k=k, b=b: problem.head_loss(f[str(k)], p, b) for k, b in enumerate(batches)]
-        passed = _differentiate(losses, self.optimizer, encoded.features, psi, state)
+        passed = _differentiate(losses, self.optimizer, encoded.features, psi, state, reduce)
         return FinetuneGradient(encoded.pull_back(passed.shared), passed.loss, passed.train_losses)
 
 
@@ -139,8 +150,12 @@ def _differentiate(
     shared: Tree,
     params: Tree,
     state: State,
+    reduce: Reduce,
 ) -> _Passed:
-    """Steps along ``losses[:-1]``, then ``losses[-1]``, and its derivative by reverse accumulation over the steps."""
+    """Steps along ``losses[:-1]``, then ``losses[-1]``, and its derivative by reverse accumulation over the steps.
+
+    The trajectory is the same on every rank; derivatives with respect to what is shared are left for the caller to reduce.
+    """
     trajectory: list[tuple[Tree, State]] = []
     train_losses = []
     for loss in losses[:-1]:
@@ -148,29 +163,44 @@ def _differentiate(
         nodes = leaves(params)
         value = loss(shared, nodes)
         train_losses.append(value.detach())
-        new, new_state = optimizer.update(params, gradient(value, nodes), state)
+        new, new_state = optimizer.update(params, reduce(gradient(value, nodes)), state)
         params, state = detach(new), {name: detach(tree) for name, tree in new_state.items()}
     shared_nodes, nodes = leaves(shared), leaves(params)
     value = losses[-1](shared_nodes, nodes)
     both = gradient(value, _prefix("s", shared_nodes) | _prefix("p", nodes))
-    total, bar = _strip("s", both), _strip("p", both)
+    total, bar = _strip("s", both), reduce(_strip("p", both))
     state_bar = {name: zeros_like(tree) for name, tree in state.items()}
     for loss, (before, state_before) in zip(reversed(losses[:-1]), reversed(trajectory), strict=True):
         shared_nodes, nodes = leaves(shared), leaves(before)
-        # Cloned as well as cut: several state trees may share one tensor, and each needs its own derivative.
-        state_nodes = {name: leaves(clone(tree)) for name, tree in state_before.items()}
-        grads = gradient(loss(shared_nodes, nodes), nodes, create_graph=True)
-        after, state_after = optimizer.update(nodes, grads, state_nodes)
-        outputs = [*after.values(), *(t for tree in state_after.values() for t in tree.values())]
-        weights = [*(bar[n] for n in after), *(t for n in state_after for t in state_bar[n].values())]
-        inputs = _prefix("s", shared_nodes) | _prefix("p", nodes)
-        for name, tree in state_nodes.items():
-            inputs |= _prefix(f"state.{name}", tree)
-        back = gradient(outputs, inputs, grad_outputs=weights)
+        slope = gradient(loss(shared_nodes, nodes), nodes, create_graph=True)
+        direct, slope_bar, state_bar = _through_update(
+            optimizer, before, reduce(detach(slope)), state_before, bar, state_bar
+        )
+        back = gradient(
+            list(slope.values()),
+            _prefix("s", shared_nodes) | _prefix("p", nodes),
+            grad_outputs=list(slope_bar.values()),
+        )
         total = axpy(1.0, _strip("s", back), total)
-        bar = _strip("p", back)
-        state_bar = {name: _strip(f"state.{name}", back) for name in state_nodes}
+        bar = axpy(1.0, reduce(_strip("p", back)), direct)
     return _Passed(value.detach(), tuple(train_losses), total, bar)
+
+
+def _through_update(
+    optimizer: Optimizer, params: Tree, slope: Tree, state: State, bar: Tree, state_bar: State
+) -> tuple[Tree, Tree, State]:
+    """From derivatives with respect to an update's results to those with respect to its params, gradient and state."""
+    nodes, slope_nodes = leaves(params), leaves(slope)
+    # Cloned as well as cut: several state trees may share one tensor, and each needs its own derivative.
+    state_nodes = {name: leaves(clone(tree)) for name, tree in state.items()}
+    after, state_after = optimizer.update(nodes, slope_nodes, state_nodes)
+    outputs = [*after.values(), *(t for tree in state_after.values() for t in tree.values())]
+    weights = [*(bar[n] for n in after), *(t for n in state_after for t in state_bar[n].values())]
+    inputs = _prefix("p", nodes) | _prefix("g", slope_nodes)
+    for name, tree in state_nodes.items():
+        inputs |= _prefix(f"state.{name}", tree)
+    back = gradient(outputs, inputs, grad_outputs=weights)
+    return _strip("p", back), _strip("g", back), {n: _strip(f"state.{n}", back) for n in state_nodes}
 
 
 def _prefix(prefix: str, tree: Mapping[str, Tensor]) -> Tree:

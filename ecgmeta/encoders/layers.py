@@ -37,21 +37,30 @@ def _wanted(ctx: Any, index: int) -> bool:
         return True
 
 
+def _cast(*tensors: Tensor) -> list[Tensor]:
+    """In the precision of the arithmetic: autocast's where it is on, in any pass and at any order; else the first one's."""
+    kind = tensors[0].device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensors[0].dtype
+    return [tensor.to(dtype) for tensor in tensors]
+
+
 def _convolve(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     stride, padding = geometry
+    x, w = _cast(x, w)
     return torch.ops.aten.convolution(x, w, None, [1, stride], [0, padding], [1, 1], False, [0, 0], 1)
 
 
 def _convolution_backward(
     g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, of_x: bool, of_w: bool
 ) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x and w, each in its own precision."""
     if not (of_x or of_w):
         return None, None
     stride, padding = geometry
     dx, dw, _ = torch.ops.aten.convolution_backward(
-        g, x, w, None, [1, stride], [0, padding], [1, 1], False, [0, 0], 1, [of_x, of_w, False]
+        *_cast(g, x, w), None, [1, stride], [0, padding], [1, 1], False, [0, 0], 1, [of_x, of_w, False]
     )
-    return (dx if of_x else None), (dw if of_w else None)
+    return (dx.to(x.dtype) if of_x else None), (dw.to(w.dtype) if of_w else None)
 
 
 class _Convolution(torch.autograd.Function):
@@ -109,13 +118,14 @@ class _ConvolutionBackward(torch.autograd.Function):
             return dg, dx, dw, None, None, None
         if a is not None:
             a = a.contiguous(memory_format=torch.channels_last)
-            dg = _convolve(a, w, geometry) if wanted[0] else None
+            dg = _convolve(a, w, geometry).to(g.dtype) if wanted[0] else None
             dw = _convolution_backward(g, a, w, geometry, False, wanted[2])[1]
         if u is not None:
             # A weight in another layout than x's would take the slow kernels.
             u = u.contiguous(memory_format=torch.channels_last)
             if wanted[0]:
-                dg = _convolve(x, u, geometry) if dg is None else dg.add_(_convolve(x, u, geometry))
+                own = _convolve(x, u, geometry)
+                dg = own.to(g.dtype) if dg is None else dg.add_(own)
             dx = _convolution_backward(g, x, u, geometry, wanted[1], False)[0]
         return dg, dx, dw, None, None, None
 

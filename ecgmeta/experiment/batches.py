@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from ecgmeta.augment import LearnedWarp, Transform
 from ecgmeta.runtime.seeds import numpy_generator, torch_generator
@@ -37,7 +38,7 @@ class Labelled:
 class Pool:
     """MetaFT recordings, from which fine-tuning batches are drawn."""
 
-    data: ECGDataset
+    data: ECGDataset | TensorDataset
     device: torch.device
 
     def __getitem__(self, rows: Tensor | NDArray[np.int64]) -> Labelled:

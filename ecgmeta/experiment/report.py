@@ -93,7 +93,10 @@ _PROTOCOL = {"full": "fine-tuned whole", "linear": "linear probe"}
 def _verdict(row: dict[str, Any], reference: str) -> str:
     difference = row["difference"]
     low, high = (100 * (edge if edge is not None else NAN) for edge in difference["interval"])
-    size = f"{100 * difference['delta']:+.1f} AUROC points against {reference} (95 % interval {low:+.1f} to {high:+.1f})"
+    delta, low_text, high_text = (
+        f"{v:+.1f}".replace("-", "−") for v in (100 * difference["delta"], low, high)
+    )
+    size = f"{delta} AUROC points against {reference} (95 % interval {low_text} to {high_text})"
     if low > 0:
         meaning = "a gain that the choice of test patients does not explain"
     elif high < 0:

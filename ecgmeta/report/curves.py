@@ -44,7 +44,7 @@ def forest_figure(groups: Sequence[tuple[str, Sequence[tuple[str, Estimate]]]], 
         low, high = axes.get_xlim()
         if low < CHANCE < high:
             axes.axvline(CHANCE, color=FAINT, ls="--", lw=1)
-            axes.text(CHANCE, -0.45, " chance", fontsize=7.5, color="#5b6670", va="top")
+            x_label = f"{x_label}; dashed: chance"
         for y, (text, estimate) in enumerate(lines):
             _forest_row(axes, y, clean(text), estimate)
         axes.set_xlabel(clean(x_label))

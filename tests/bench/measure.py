@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import multiprocessing
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -14,13 +17,15 @@ from typing import Any
 import torch
 
 THREADS = 2
+_libc = ctypes.CDLL(None)
 _fork = multiprocessing.get_context("fork")
 
 
 @dataclass(frozen=True)
 class Cost:
     """Seconds and CPU seconds of one piece of work (medians of its repeats), the spread of the seconds (fastest, slowest),
-    and the most memory it held above the bare process, in MB."""
+    and the most memory it held above the bare process, in MB: in a run of its own, in which the allocator gives back at
+    once what is freed, so that this is what was in use and not what was kept for later."""
 
     seconds: float
     cpu: float
@@ -67,7 +72,22 @@ def measure(works: Mapping[str, Work], rounds: int, say: Callable[[str], None] =
                 say(
                     f"round {number + 1} of {rounds}: {name}, {seconds / row.work.per:.2f} s{_left(rows, number, rounds)}"
                 )
-    return {name: _finish(name, row) for name, row in rows.items()}
+    peaks = dict.fromkeys(works, math.nan)  # of what is done once only, too: its parts have rows of their own
+    for name, row in repeated.items():
+        say(f"memory: {name}")
+        peaks[name] = call(partial(_peak, row.work))
+    return {name: _finish(name, row, peaks[name]) for name, row in rows.items()}
+
+
+def _peak(work: Work) -> float:
+    mapped_from = -3  # M_MMAP_THRESHOLD: from this size on, freed memory goes back to the system
+    _libc.mallopt(mapped_from, 1 << 17)
+    _libc.malloc_trim(0)
+    bare = _status("VmRSS")
+    run = work.build()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what prepared it
+    run()
+    return _status("VmHWM") - bare
 
 
 def call(function: Callable[[], Any]) -> Any:
@@ -112,9 +132,8 @@ def _turn(name: str, row: _Row, timed: bool) -> tuple[float, float]:
     return turn
 
 
-def _finish(name: str, row: _Row) -> Cost:
-    row.pipe.send("peak")
-    peak = _receive(name, row)
+def _finish(name: str, row: _Row, peak: float) -> Cost:
+    row.pipe.send("stop")
     row.process.join()
     seconds = [s / row.work.per for s, _ in row.turns]
     cpu = [c / row.work.per for _, c in row.turns]
@@ -129,17 +148,16 @@ def _receive(name: str, row: _Row) -> Any:
 
 
 def _child(work: Work, pipe: Connection) -> None:
-    bare = _status("VmRSS")
     torch.set_num_threads(THREADS)
     run: Callable[[], object] | None = None
     while pipe.recv() == "work":
         if run is None:
             run = work.build()
-            Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what prepared it
         wall, cpu = time.perf_counter(), time.process_time()
         run()
-        pipe.send((time.perf_counter() - wall, time.process_time() - cpu))
-    pipe.send(_status("VmHWM") - bare)
+        turn = time.perf_counter() - wall, time.process_time() - cpu
+        _libc.malloc_trim(0)  # a dozen of these processes wait side by side
+        pipe.send(turn)
 
 
 def _status(field: str) -> float:

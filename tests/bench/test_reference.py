@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -65,4 +66,16 @@ def test_measure_takes_turns() -> None:
         {"a": Work(lambda: lambda: None), "b": Work(lambda: lambda: None, rounds=1)}, 2, lambda _: None
     )
     assert set(costs) == {"a", "b"}
-    assert all(cost.seconds >= 0 and cost.peak_mb >= 0 for cost in costs.values())
+    assert all(cost.seconds >= 0 for cost in costs.values())
+    assert costs["a"].peak_mb >= 0
+
+
+def test_the_peak_is_what_was_in_use_at_once() -> None:
+    # NumPy, because a forked child of a process in which torch has run threads must not use torch's.
+    works = {
+        "together": Work(lambda: lambda: [np.ones(4 << 20, np.float32) for _ in range(4)] and None),
+        "one after the other": Work(lambda: lambda: sum(np.ones(4 << 20, np.float32)[0] for _ in range(4))),
+    }
+    costs = measure(works, 2, lambda _: None)
+    assert costs["together"].peak_mb >= 64
+    assert 16 <= costs["one after the other"].peak_mb < 48

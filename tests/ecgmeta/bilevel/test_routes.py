@@ -18,11 +18,13 @@ from ecgmeta.bilevel import (
     DoubleBackward,
     ForwardOverReverse,
     ImplicitHead,
+    LowPrecision,
     Unroll,
     choose_products,
 )
 from ecgmeta.bilevel.implicit_head import leave_one_out
-from ecgmeta.bilevel.trees import Tree, detach, norm
+from ecgmeta.bilevel.storage import CompactGraph
+from ecgmeta.bilevel.trees import Tree, axpy, detach, gradient, leaves, norm
 
 X = torch.randn(10, 3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -192,7 +194,7 @@ def test_leave_one_out_equals_refitting_without_each_example() -> None:
             torch.randn(n, 2, generator=g, dtype=torch.float64),
         )
         penalty = 0.3
-        size = penalty * float((f - f.mean(0)).square().sum(1).mean())
+        size = penalty * float((f - f.mean(0)).square().sum())
         errors = []
         for i in range(n):
             kept = [k for k in range(n) if k != i]
@@ -222,3 +224,51 @@ def test_the_implicit_head_needs_targets() -> None:
         ImplicitHead()(Quadratic.random(0), {"w": torch.zeros(6)}, {}, [], "validation")
     with pytest.raises(ValueError, match="penalty > 0"):
         ImplicitHead(penalty=0.0)
+
+
+def test_low_precision_products_keep_the_gradient_exact_and_lie_within_their_precision() -> None:
+    x, theta, phi = _mlp()
+
+    def loss(t: Tree, p: Tree) -> Tensor:
+        hidden = torch.tanh(x @ t["a"] * p["gain"])
+        return (hidden @ t["b"]).logsumexp(1).mean() + 0.1 * (t["a"].square().sum() + t["b"].square().sum())
+
+    u = {
+        name: torch.randn(value.shape, generator=torch.Generator().manual_seed(9))
+        for name, value in theta.items()
+    }
+    exact, low = DoubleBackward(loss, theta, phi), LowPrecision()(loss, theta, phi)
+    assert low.loss.equal(exact.loss)
+    assert all(low.gradient[name].equal(value) for name, value in exact.gradient.items())
+    for found, expected in ((low.hvp(u), exact.hvp(u)), (low.mixed(u), exact.mixed(u))):
+        assert all(value.dtype == torch.float32 for value in found.values())
+        error = float(norm(axpy(-1.0, expected, found)) / norm(expected))
+        assert 1e-4 < error < 2e-2  # that of bfloat16: neither exact nor wrong
+    again = low.hvp(u)
+    assert all(again[name].equal(value) for name, value in low.hvp(u).items())
+
+
+def test_a_compact_graph_keeps_what_it_saves_in_low_precision_after_one_reading() -> None:
+    x, theta, phi = _mlp()
+    graph = CompactGraph(torch.bfloat16, [*theta.values(), *phi.values()])
+    nodes = leaves(theta)
+    with graph.loss():
+        value = (torch.tanh(x @ nodes["a"]) @ nodes["b"]).square().mean()
+    kept = list({id(k): k for k in graph._kept.values()}.values())
+    assert [k.value.dtype for k in kept] == [torch.float32] * len(kept)
+    assert {tuple(k.value.shape) for k in kept} == {
+        (64, 80),
+        (64, 96),
+        (64, 70),
+    }  # x, tanh, output; no parameter
+    with graph.gradient():
+        gradient(value, nodes, create_graph=True)
+    assert {k.value.dtype for k in kept} == {torch.bfloat16}
+    assert not graph._kept
+
+
+def _mlp() -> tuple[Tensor, Tree, Tree]:
+    g = torch.Generator().manual_seed(8)
+    x = torch.randn(64, 80, generator=g)
+    theta = {"a": 0.1 * torch.randn(80, 96, generator=g), "b": 0.1 * torch.randn(96, 70, generator=g)}
+    return x, theta, {"gain": 1 + 0.1 * torch.randn(96, generator=g)}
