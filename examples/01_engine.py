@@ -1,4 +1,4 @@
-"""The engine alone: which training examples to trust. Seconds on a laptop.
+"""The engine alone: which training examples to trust (hyper-cleaning). Seconds on a laptop.
 
 A linear encoder is pre-trained on regression targets of which a third are wrong; φ is one log-weight an example, learned
 from what a head fine-tuned on a few clean targets needs. Wrong examples end with smaller weights.
@@ -73,6 +73,10 @@ def main() -> None:
         if report.hyper is not None and (report.step + 1) % 300 == 0:
             print(f"step {report.step + 1}: validation loss {report.diagnostics['validation_loss']:.4f}")
     weight = phi["logit"].detach().sigmoid()
+    lowest = weight.argsort()[: int(problem.wrong.sum())]
+    print(
+        f"of the {len(lowest)} lowest weights, {int(problem.wrong[lowest].sum())} are wrong examples (by chance: 13)"
+    )
     print(
         f"mean weight of right examples {weight[~problem.wrong].mean():.2f}, of wrong ones {weight[problem.wrong].mean():.2f}"
     )

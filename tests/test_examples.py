@@ -4,20 +4,68 @@ from __future__ import annotations
 
 import re
 import runpy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("[0-9]*.py")), ids=lambda path: path.stem)
-def test_example_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(path), run_name="__main__")
-    assert capsys.readouterr().out
-
-
-def test_wrong_examples_end_with_smaller_weights(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(EXAMPLES / "01_engine.py"), run_name="__main__")
-    right, wrong = map(float, re.findall(r"\d\.\d\d", capsys.readouterr().out.splitlines()[-1]))
+def wrong_examples_end_with_smaller_weights(lines: list[str]) -> None:
+    right, wrong = map(float, re.findall(r"\d\.\d\d", lines[-1]))
     assert right > wrong + 0.15
+    found = re.search(r"of the 40 lowest weights, (\d+) are wrong", lines[-2])
+    assert found is not None
+    assert int(found[1]) >= 20  # 13 by chance
+
+
+def a_penalty_a_feature_beats_one_for_all(lines: list[str]) -> None:
+    assert float(lines[0].split()[-1]) < 1e-6  # the hypergradient against the closed form
+    for line in lines[1:6]:
+        shared, own = map(float, re.findall(r"(\d\.\d{3}) with", line))
+        assert own < shared
+        useful, others = map(float, re.findall(r"[+-]\d+\.\d", line))
+        assert useful < others - 1
+
+
+def the_rotation_is_found_and_helps(lines: list[str]) -> None:
+    for line in lines[1:4]:
+        turn, angle = map(int, re.findall(r"([+-]\d+)°", line))
+        without, learned, ceiling = map(float, re.findall(r"0\.\d{3}", line))
+        assert abs(angle - turn) < 20
+        assert learned > without + 0.02
+        assert learned > ceiling - 0.04
+
+
+ENDS: dict[str, Callable[[list[str]], None]] = {
+    "01_engine": wrong_examples_end_with_smaller_weights,
+    "03_feature_penalties": a_penalty_a_feature_beats_one_for_all,
+    "04_learned_rotation": the_rotation_is_found_and_helps,
+}
+SLOW = {"04_learned_rotation"}
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """An example may choose its number of threads; the other tests keep theirs."""
+    kept = torch.get_num_threads()
+    yield
+    torch.set_num_threads(kept)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in SLOW else ())
+        for path in sorted(EXAMPLES.glob("[0-9]*.py"))
+    ],
+)
+@pytest.mark.usefixtures("threads")
+def test_example_runs_and_ends_as_it_says(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(path), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines
+    if path.stem in ENDS:
+        ENDS[path.stem](lines)

@@ -9,7 +9,16 @@ from ecgmeta.bilevel.batches import Batches, LoaderBatches
 from ecgmeta.bilevel.check import Check, check_hypergradient
 from ecgmeta.bilevel.hypergradient import Hypergradient, hypergradient
 from ecgmeta.bilevel.implicit_head import ImplicitHead
-from ecgmeta.bilevel.inverse import ConjugateGradient, Identity, Neumann, Nystrom, Result, Solution, Solver
+from ecgmeta.bilevel.inverse import (
+    ConjugateGradient,
+    Identity,
+    Neumann,
+    Nystrom,
+    Result,
+    Solution,
+    Solver,
+    adam_preconditioner,
+)
 from ecgmeta.bilevel.loop import Report, Schedule, meta_train
 from ecgmeta.bilevel.optimizers import SGD, Adam, Optimizer
 from ecgmeta.bilevel.paper import paper
@@ -58,6 +67,7 @@ __all__ = [
     "Solver",
     "Spectrum",
     "Unroll",
+    "adam_preconditioner",
     "check_hypergradient",
     "choose_products",
     "hypergradient",

@@ -38,6 +38,11 @@ def scale(a: float | Tensor, x: Mapping[str, Tensor]) -> Tree:
     return {name: a * value for name, value in x.items()}
 
 
+def multiply(x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Tree:
+    """``x ⊙ y``, entry by entry, over the names of ``y`` (which are those of ``x``)."""
+    return {name: x[name] * value for name, value in y.items()}
+
+
 def axpy(a: float | Tensor, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Tree:
     """``a·x + y``, over the names of ``y`` (which are those of ``x``)."""
     return {name: a * x[name] + value for name, value in y.items()}
@@ -63,6 +68,11 @@ def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Tree:
     """The inverse of :func:`flatten`, with the names and shapes of ``like``."""
     parts = vector.split([value.numel() for value in like.values()])
     return {name: part.reshape(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
+
+
+def rounding(tree: Mapping[str, Tensor]) -> float:
+    """The relative rounding of the coarsest floating type in it."""
+    return max(torch.finfo(value.dtype).eps for value in tree.values())
 
 
 def is_finite(tree: Mapping[str, Tensor]) -> bool:

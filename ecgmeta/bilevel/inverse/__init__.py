@@ -2,6 +2,7 @@
 
 from ecgmeta.bilevel.inverse.cg import ConjugateGradient
 from ecgmeta.bilevel.inverse.dense import Dense
+from ecgmeta.bilevel.inverse.diagonal import Diagonal, adam_preconditioner
 from ecgmeta.bilevel.inverse.identity import Identity
 from ecgmeta.bilevel.inverse.neumann import Neumann
 from ecgmeta.bilevel.inverse.nystrom import Nystrom
@@ -10,6 +11,7 @@ from ecgmeta.bilevel.inverse.solution import Matvec, Result, Solution, Solver
 __all__ = [
     "ConjugateGradient",
     "Dense",
+    "Diagonal",
     "Identity",
     "Matvec",
     "Neumann",
@@ -17,4 +19,5 @@ __all__ = [
     "Result",
     "Solution",
     "Solver",
+    "adam_preconditioner",
 ]

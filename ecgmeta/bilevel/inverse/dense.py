@@ -23,6 +23,10 @@ class Dense:
 
     damping: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not self.damping >= 0:
+            raise ValueError(f"Dense needs damping >= 0, got {self}")
+
     def __call__(self, matvec: Matvec, v: Tree) -> Solution:
         flat = flatten(v)
         n = flat.numel()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import Quadratic, spd
+from problems import Quadratic
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -21,7 +21,6 @@ from ecgmeta.bilevel import (
     LowPrecision,
     Unroll,
     choose_products,
-    lanczos,
 )
 from ecgmeta.bilevel.implicit_head import leave_one_out
 from ecgmeta.bilevel.storage import CompactGraph
@@ -225,24 +224,6 @@ def test_the_implicit_head_needs_targets() -> None:
         ImplicitHead()(Quadratic.random(0), {"w": torch.zeros(6)}, {}, [], "validation")
     with pytest.raises(ValueError, match="penalty > 0"):
         ImplicitHead(penalty=0.0)
-
-
-def test_lanczos_finds_the_ends_of_the_spectrum_and_a_safe_step_size() -> None:
-    g = torch.Generator().manual_seed(6)
-    matrix = spd(30, g, low=-2.0, high=9.0)
-    like = {"x": torch.zeros(30, dtype=torch.float64)}
-    full = lanczos(lambda t: {"x": matrix @ t["x"]}, like, 30)
-    assert full.largest == pytest.approx(9.0)
-    assert full.smallest == pytest.approx(-2.0)
-    part = lanczos(lambda t: {"x": matrix @ t["x"]}, like, 8)
-    assert -2.0 <= part.smallest < part.largest <= 9.0 + 1e-9
-    damped = matrix + full.damping * torch.eye(30, dtype=torch.float64)
-    eigenvalues = torch.linalg.eigvalsh(damped)
-    assert 0 < full.step_size * float(eigenvalues[0]) <= full.step_size * float(eigenvalues[-1]) < 2
-    one = lanczos(lambda t: {"x": 3 * t["x"]}, like, 12)
-    assert one.largest == pytest.approx(3)
-    assert one.smallest == pytest.approx(3)
-    assert one.iterations == 1
 
 
 def test_low_precision_products_keep_the_gradient_exact_and_lie_within_their_precision() -> None:
