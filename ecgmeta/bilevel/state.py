@@ -26,6 +26,7 @@ class MetaState:
         head_state: state of the head's functional optimiser.
         step: pre-training steps done.
         signal: statistics of the hypergradients so far.
+        route: name of the products' route where :func:`meta_train` chose it, so that a resumed run takes the same.
     """
 
     theta: Tree
@@ -36,6 +37,7 @@ class MetaState:
     head_state: State | None = None
     step: int = 0
     signal: Signal = field(default_factory=Signal)
+    route: str | None = None
 
     @property
     def phi_optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
@@ -68,6 +70,7 @@ class MetaState:
             "theta_optimizer": self.theta_optimizer.state_dict(),
             "phi_optimizers": [optimizer.state_dict() for optimizer in self.phi_optimizers],
             "signal": self.signal.state_dict(),
+            "route": self.route,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -93,6 +96,7 @@ class MetaState:
         for optimizer, of_phi in zip(self.phi_optimizers, state["phi_optimizers"], strict=True):
             optimizer.load_state_dict(of_phi)
         self.signal.load_state_dict(state["signal"])
+        self.route = state["route"]
         self.step = state["step"]
 
 

@@ -62,6 +62,7 @@ SETTINGS: dict[str, Any] = {
     "finetune": Unroll(2, SGD(0.3)),
     "inverse": Neumann(20, 0.15),
     "head_optimizer": SGD(0.3),
+    "products": DoubleBackward,
     "share": False,
 }
 

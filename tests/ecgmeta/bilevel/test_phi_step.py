@@ -80,6 +80,7 @@ SETTINGS: dict[str, Any] = {
     "finetune": Unroll(2, SGD(0.3)),
     "inverse": Neumann(3, 0.1),
     "head_optimizer": SGD(0.3),
+    "products": DoubleBackward,
     "schedule": Schedule(steps=1, period=1),
 }
 
