@@ -44,8 +44,9 @@ class MetaState:
         """φ's optimisers, however many they are."""
         if self.phi_optimizer is None:
             return ()
-        one = isinstance(self.phi_optimizer, torch.optim.Optimizer)
-        return (self.phi_optimizer,) if one else tuple(self.phi_optimizer)  # type: ignore[arg-type,return-value]
+        if isinstance(self.phi_optimizer, torch.optim.Optimizer):
+            return (self.phi_optimizer,)
+        return tuple(self.phi_optimizer)
 
     def check_phi_optimizers(self) -> None:
         """Raise ``ValueError`` for a φ tensor that no optimiser, or more than one parameter group, would move."""
