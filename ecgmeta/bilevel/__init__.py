@@ -5,6 +5,7 @@ Start from :class:`Problem` (or :class:`ModuleProblem` for ordinary modules), th
 :func:`meta_train`.
 """
 
+from ecgmeta.bilevel.batches import Batches, LoaderBatches
 from ecgmeta.bilevel.check import Check, check_hypergradient
 from ecgmeta.bilevel.hypergradient import Hypergradient, hypergradient
 from ecgmeta.bilevel.implicit_head import ImplicitHead
@@ -18,8 +19,9 @@ from ecgmeta.bilevel.inverse import (
     Solver,
     adam_preconditioner,
 )
-from ecgmeta.bilevel.loop import Batches, LoaderBatches, MetaState, Report, Schedule, meta_train
+from ecgmeta.bilevel.loop import Report, Schedule, meta_train
 from ecgmeta.bilevel.optimizers import SGD, Adam, Optimizer
+from ecgmeta.bilevel.paper import paper
 from ecgmeta.bilevel.problem import FeatureModuleProblem, FeatureProblem, ModuleProblem, Problem
 from ecgmeta.bilevel.products import (
     CentralDifference,
@@ -28,7 +30,9 @@ from ecgmeta.bilevel.products import (
     LowPrecision,
     choose_products,
 )
+from ecgmeta.bilevel.signal import Signal
 from ecgmeta.bilevel.spectrum import Spectrum, lanczos
+from ecgmeta.bilevel.state import MetaState
 from ecgmeta.bilevel.unroll import FinetuneFactor, FinetuneGradient, Unroll
 
 __all__ = [
@@ -58,6 +62,7 @@ __all__ = [
     "Report",
     "Result",
     "Schedule",
+    "Signal",
     "Solution",
     "Solver",
     "Spectrum",
@@ -68,4 +73,5 @@ __all__ = [
     "hypergradient",
     "lanczos",
     "meta_train",
+    "paper",
 ]

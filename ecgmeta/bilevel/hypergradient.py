@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -32,6 +32,19 @@ class MixedProductProblem(Protocol):
     def mixed_product(self, theta: Tree, phi: Tree, batch: Any, u: Tree) -> Tree:
         """``Mᵀu = ∂⟨∂L_PT/∂θ, u⟩/∂φ``, a tree shaped like φ."""
         ...
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A :class:`~ecgmeta.bilevel.products.Linearization` whose graph was let go: it takes no more products."""
+
+    loss: Tensor
+    gradient: Tree
+
+    def hvp(self, u: Tree) -> Tree:
+        raise RuntimeError("the graph of this point was let go: take products before without_graph()")
+
+    mixed = hvp
 
 
 @dataclass(frozen=True)
@@ -60,8 +73,17 @@ class Hypergradient:
         """How it ended, in a sentence."""
         return self.inverse.result.value if is_finite(self.phi) else Result.NON_FINITE.value
 
+    def without_graph(self) -> Hypergradient:
+        """The same numbers without what further products would need, which is most of the memory."""
+        return replace(self, pretrain=Evaluated(self.pretrain.loss, self.pretrain.gradient))
+
     def diagnostics(self) -> dict[str, float]:
-        """Numbers to log: losses, the norm of each factor, and what the solver knows of itself."""
+        """Numbers to log: the losses, the norm of each factor, and what the solver knows of itself.
+
+        ``norm`` is that of the hypergradient, ``v_norm`` of v, ``inverse_norm`` of H⁻¹v; ``inverse_iterations``, and where the
+        solver knows them ``inverse_residual``, ``inverse_contraction`` and ``inverse_tail``. What only several φ steps tell
+        (cosine, signal-to-noise) is :meth:`ecgmeta.bilevel.signal.Signal.diagnostics`.
+        """
         values = {
             "validation_loss": float(self.finetune.validation_loss),
             "norm": float(norm(self.phi)),

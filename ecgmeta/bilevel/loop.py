@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
+from ecgmeta.bilevel.batches import Batches
 from ecgmeta.bilevel.distributed import Reduce, local
 from ecgmeta.bilevel.hypergradient import Hypergradient, hypergradient
 from ecgmeta.bilevel.inverse import Solver
-from ecgmeta.bilevel.optimizers import Optimizer, State
-from ecgmeta.bilevel.problem import Problem, RecordingProblem, check_scalar
-from ecgmeta.bilevel.products import DoubleBackward, Products
-from ecgmeta.bilevel.trees import Tree, clone, detach, gradient, leaves, norm
+from ecgmeta.bilevel.optimizers import Optimizer
+from ecgmeta.bilevel.phi_step import PhiStep
+from ecgmeta.bilevel.problem import NoisyProblem, Problem, RecordingProblem, check_scalar
+from ecgmeta.bilevel.products import DoubleBackward, Linearization, Products
+from ecgmeta.bilevel.state import MetaState
+from ecgmeta.bilevel.trees import Tree, axpy, detach, gradient, leaves, norm, scale
 from ecgmeta.bilevel.unroll import FinetuneFactor
 
 
@@ -28,130 +29,21 @@ class Schedule:
         steps: total number of pre-training steps.
         period: P; after warm-up, every P-th step is a φ step. 0 means never: plain pre-training, and no head is kept.
         warmup: steps before φ may move (the head learns meanwhile).
+        freeze_after: steps after which φ moves no more, nor the head, which nothing reads then; None never freezes them.
     """
 
     steps: int
     period: int = 10
     warmup: int = 0
+    freeze_after: int | None = None
+
+    def learns(self, step: int) -> bool:
+        """Whether φ may still move at or after the 0-based ``step``."""
+        return self.period > 0 and (self.freeze_after is None or step < self.freeze_after)
 
     def is_phi_step(self, step: int) -> bool:
         """Whether the 0-based ``step`` ends with a φ step."""
-        return self.period > 0 and step >= self.warmup and (step + 1) % self.period == 0
-
-
-class Batches(Protocol):
-    """Where batches come from. Giving each step its batch by number is what makes a resumed run exact."""
-
-    def pretrain(self, step: int) -> Any:
-        """The batch of the ordinary pre-training step."""
-        ...
-
-    def hyper(self, step: int) -> Any:
-        """A pre-training batch for the products of a φ step."""
-        ...
-
-    def train(self, step: int, k: int) -> Any:
-        """A fine-tuning training batch; ``k`` counts the steps of an unroll."""
-        ...
-
-    def validation(self, step: int) -> Any:
-        """A fine-tuning validation batch."""
-        ...
-
-
-class LoaderBatches:
-    """:class:`Batches` from three iterables (such as ``DataLoader``), each started again when it ends.
-
-    A resumed run does not see the same batches unless the iterables do: number the batches yourself where that matters.
-    """
-
-    def __init__(self, pretrain: Iterable[Any], train: Iterable[Any], validation: Iterable[Any]) -> None:
-        self._pretrain, self._train, self._validation = map(_cycle, (pretrain, train, validation))
-
-    def pretrain(self, step: int) -> Any:
-        return next(self._pretrain)
-
-    def hyper(self, step: int) -> Any:
-        return next(self._pretrain)
-
-    def train(self, step: int, k: int) -> Any:
-        return next(self._train)
-
-    def validation(self, step: int) -> Any:
-        return next(self._validation)
-
-
-def _cycle(source: Iterable[Any]) -> Iterator[Any]:
-    while True:
-        empty = True
-        for item in source:
-            empty = False
-            yield item
-        if empty:
-            raise ValueError("a source of batches is empty")
-
-
-@dataclass
-class MetaState:
-    """Everything that :func:`meta_train` changes. θ and φ are optimised in place; ψ is replaced.
-
-    Attributes:
-        theta, phi: trees of leaf tensors, usually the live parameters of modules.
-        psi: the warm fine-tuning head.
-        theta_optimizer, phi_optimizer: ``torch.optim`` optimisers over the tensors of ``theta`` and ``phi``.
-        head_state: state of the head's functional optimiser.
-        step: pre-training steps done.
-    """
-
-    theta: Tree
-    phi: Tree
-    psi: Tree
-    theta_optimizer: torch.optim.Optimizer
-    phi_optimizer: torch.optim.Optimizer | None = None
-    head_state: State | None = None
-    step: int = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """A copy of everything, loadable with ``torch.load(..., weights_only=True)``."""
-        return {
-            "step": self.step,
-            "theta": clone(self.theta),
-            "phi": clone(self.phi),
-            "psi": clone(self.psi),
-            "head_state": None
-            if self.head_state is None
-            else {name: clone(tree) for name, tree in self.head_state.items()},
-            "theta_optimizer": self.theta_optimizer.state_dict(),
-            "phi_optimizer": None if self.phi_optimizer is None else self.phi_optimizer.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a :meth:`state_dict` exactly.
-
-        Raises:
-            ValueError: the names or shapes of a tree differ (a checkpoint of another architecture).
-        """
-        for name in ("theta", "phi", "psi"):
-            _check_same(name, getattr(self, name), state[name])
-        with torch.no_grad():
-            for name in ("theta", "phi"):
-                for key, value in getattr(self, name).items():
-                    value.copy_(state[name][key])
-        self.psi = clone(state["psi"])
-        head_state = state["head_state"]
-        self.head_state = None if head_state is None else {k: clone(tree) for k, tree in head_state.items()}
-        self.theta_optimizer.load_state_dict(state["theta_optimizer"])
-        if self.phi_optimizer is not None and state["phi_optimizer"] is not None:
-            self.phi_optimizer.load_state_dict(state["phi_optimizer"])
-        self.step = state["step"]
-
-
-def _check_same(name: str, own: Tree, saved: Tree) -> None:
-    for key in [*own, *saved]:
-        found = tuple(saved[key].shape) if key in saved else "nothing"
-        expected = tuple(own[key].shape) if key in own else "nothing"
-        if found != expected:
-            raise ValueError(f"{name}.{key}: the checkpoint has {found}, the model has {expected}")
+        return self.learns(step) and step >= self.warmup and (step + 1) % self.period == 0
 
 
 @dataclass(frozen=True)
@@ -162,8 +54,11 @@ class Report:
         step: 0-based number of the pre-training step.
         pretrain_loss: its loss.
         head_loss: loss of the warm head before its step, or None where none was due.
-        hyper: the hypergradient with its diagnostics, or None where no φ step was due.
+        hyper: the hypergradient, or None where no φ step was due. Over several draws its ``phi`` is their mean, and its factors
+            are the last draw's.
         skipped: why a due φ step was not taken, or None.
+        diagnostics: of a φ step: the hypergradient's (the mean over draws; ``norm`` is that of the mean), and where the step
+            was taken those of :class:`~ecgmeta.bilevel.phi_step.PhiStep` and of :class:`~ecgmeta.bilevel.signal.Signal`.
     """
 
     step: int
@@ -184,7 +79,12 @@ def meta_train(
     inverse: Solver,
     head_optimizer: Optimizer,
     share: bool = True,
+    accumulate: int = 1,
+    scaling: float | Literal["normalise"] = 1.0,
+    eps: float = 1e-12,
     clip: float | None = None,
+    control: Literal["none", "random_walk"] = "none",
+    seed: int = 0,
     on_failure: Literal["raise", "skip"] = "skip",
     products: Products = DoubleBackward,
     reduce: Reduce = local,
@@ -200,63 +100,108 @@ def meta_train(
         head_optimizer: keeps the head ψ warm between φ steps.
         share: take the products of a φ step on the batch of its own pre-training step, before θ moves, so that this step's
             gradient comes with them; False takes them on ``batches.hyper``, after it (the paper).
-        clip: largest norm of the hypergradient handed to φ's optimiser; None does not clip.
-        on_failure: what to do with a φ step whose inverse product diverged or whose hypergradient is not finite: ``"skip"``
-            reports it and goes on, ``"raise"`` raises ``FloatingPointError``.
+        accumulate: draws of (pre-training, fine-tuning training and validation batches, noise) that a φ step's hypergradient
+            is the mean of, all at one θ; :class:`~ecgmeta.bilevel.batches.Batches` says how they are numbered.
+        scaling, eps, clip, control, seed: what a φ step does with the hypergradient; see
+            :class:`~ecgmeta.bilevel.phi_step.PhiStep`. ``control="random_walk"`` steps as far in random directions.
+        on_failure: what to do with a φ step whose inverse product diverged or whose hypergradient is not finite, in any draw:
+            ``"skip"`` reports it and goes on, ``"raise"`` raises ``FloatingPointError``.
         products: the route for Hessian-vector and mixed products.
         reduce: mean over data-parallel ranks of every gradient and product.
 
     Raises:
         FloatingPointError: a loss is not finite.
+        ValueError: a tensor of φ is in no parameter group of ``state.phi_optimizer``, or in several; a setting out of range.
     """
+    if accumulate < 1:
+        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    phi_step = PhiStep(scaling, eps, clip, control, seed)
+    if schedule.period > 0:
+        state.check_phi_optimizers()
+
+    def draw(k: int) -> Hypergradient:
+        shared = share and k == 0
+        _hold_noise(problem, state.step, k)
+        first = k * finetune.train_batches
+        return hypergradient(
+            problem,
+            state.theta,
+            state.phi,
+            state.psi,
+            pretrain_batch=batch if shared else batches.hyper(state.step, k),
+            train_batches=[batches.train(state.step, first + j) for j in range(finetune.train_batches)],
+            val_batch=batches.validation(state.step, k),
+            finetune=finetune,
+            inverse=inverse,
+            head_state=state.head_state,
+            products=products,
+            reduce=reduce,
+            recording=_recording(problem) if shared else None,
+        )
+
     while state.step < schedule.steps:
         step = state.step
         hyper, head_loss, skipped = None, None, None
+        diagnostics: dict[str, float] = {}
+        _hold_noise(problem, step)
+        batch = batches.pretrain(step)
         if schedule.is_phi_step(step):
-            batch = batches.pretrain(step)
-            recording = _recording(problem) if share else None
             if not share:
                 loss = _pretrain_step(problem, state, batch, reduce)
-            hyper = hypergradient(
-                problem,
-                state.theta,
-                state.phi,
-                state.psi,
-                pretrain_batch=batch if share else batches.hyper(step),
-                train_batches=[batches.train(step, k) for k in range(finetune.train_batches)],
-                val_batch=batches.validation(step),
-                finetune=finetune,
-                inverse=inverse,
-                head_state=state.head_state,
-                products=products,
-                reduce=reduce,
-                recording=recording,
-            )
+            hyper, first, diagnostics, skipped = _mean_of_draws(draw, accumulate)
             if share:
-                loss = float(hyper.pretrain.loss)
-                _apply(state.theta_optimizer, state.theta, reduce(hyper.pretrain.gradient))
-            skipped = None if hyper.ok else hyper.message
+                loss = float(first.loss)
+                _apply(state, reduce(first.gradient))
             if skipped and on_failure == "raise":
                 raise FloatingPointError(f"step {step}: {skipped}")
             if not skipped:
-                _phi_step(state, hyper.phi, clip)
+                state.signal.update(hyper.phi)
+                diagnostics |= phi_step(state, hyper.phi) | state.signal.diagnostics()
         else:
-            loss = _pretrain_step(problem, state, batches.pretrain(step), reduce)
-            if schedule.period > 0:
+            loss = _pretrain_step(problem, state, batch, reduce)
+            if schedule.learns(step):
                 head_loss = _head_step(problem, state, batches.train(step, 0), head_optimizer, reduce)
         state.step = step + 1
-        yield Report(step, loss, head_loss, hyper, skipped, {} if hyper is None else hyper.diagnostics())
+        yield Report(step, loss, head_loss, hyper, skipped, diagnostics)
+
+
+def _mean_of_draws(
+    draw: Callable[[int], Hypergradient], count: int
+) -> tuple[Hypergradient, Linearization, dict[str, float], str | None]:
+    """The mean hypergradient, the first draw's pre-training loss and gradient, diagnostics, and why it cannot be used."""
+    total: Tree = {}
+    logs: list[dict[str, float]] = []
+    skipped = None
+    for k in range(count):
+        # The graph would live on through the next draw, and in the report through the caller's next step.
+        hyper = draw(k).without_graph()
+        logs.append(hyper.diagnostics())
+        if k == 0:
+            first = hyper.pretrain
+        total = axpy(1.0, total, hyper.phi) if total else hyper.phi
+        if not hyper.ok:
+            skipped = hyper.message if count == 1 else f"draw {k + 1} of {count}: {hyper.message}"
+            break
+    hyper = replace(hyper, phi=scale(1 / len(logs), total))
+    names = dict.fromkeys(name for log in logs for name in log)
+    diagnostics = {name: fmean(log[name] for log in logs if name in log) for name in names}
+    return hyper, first, diagnostics | {"norm": float(norm(hyper.phi))}, skipped
 
 
 def _recording(problem: Problem) -> AbstractContextManager[None]:
     return problem.recording() if isinstance(problem, RecordingProblem) else nullcontext()
 
 
+def _hold_noise(problem: Problem, step: int, draw: int = 0) -> None:
+    if isinstance(problem, NoisyProblem):
+        problem.at_step(step, draw)
+
+
 def _pretrain_step(problem: Problem, state: MetaState, batch: Any, reduce: Reduce) -> float:
     with _recording(problem):
         loss = problem.pretrain_loss(state.theta, detach(state.phi), batch)
     check_scalar(loss, "pre-training loss")
-    _apply(state.theta_optimizer, state.theta, reduce(gradient(loss, state.theta)))
+    _apply(state, reduce(gradient(loss, state.theta)))
     return float(loss.detach())
 
 
@@ -270,15 +215,8 @@ def _head_step(problem: Problem, state: MetaState, batch: Any, optimizer: Optimi
     return float(loss.detach())
 
 
-def _phi_step(state: MetaState, grads: Tree, clip: float | None) -> None:
-    if state.phi_optimizer is None:
-        raise ValueError("a φ step needs state.phi_optimizer")
-    factor = 1.0 if clip is None else min(1.0, clip / max(float(norm(grads)), 1e-300))
-    _apply(state.phi_optimizer, state.phi, {name: factor * g for name, g in grads.items()})
-
-
-def _apply(optimizer: torch.optim.Optimizer, params: Tree, grads: dict[str, Tensor]) -> None:
-    for name, value in params.items():
+def _apply(state: MetaState, grads: Tree) -> None:
+    for name, value in state.theta.items():
         value.grad = grads[name]
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    state.theta_optimizer.step()
+    state.theta_optimizer.zero_grad(set_to_none=True)

@@ -1,20 +1,21 @@
 """The two-stage problem in the engine's terms, and its adapter from ``nn.Module``.
 
 θ are the pre-trained parameters (encoder and pre-training head), φ the pre-training hyperparameters, ψ the fine-tuning head.
-A loss is the *same function for the same batch*: whatever noise it uses (views, masks) is part of the batch, so that the
-products of one φ step all differentiate one function.
+A loss is the *same function for the same batch*, so that the products of one φ step all differentiate one function: the noise
+of views is part of the batch, and noise drawn inside modules (dropout) is held fixed within a step (:class:`NoisyProblem`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ecgmeta.bilevel.noise import derive_seed, held_noise
 from ecgmeta.bilevel.trees import Tree
 
 
@@ -53,6 +54,17 @@ class RecordingProblem(Protocol):
     def recording(self) -> AbstractContextManager[None]: ...
 
 
+@runtime_checkable
+class NoisyProblem(Protocol):
+    """A problem whose losses draw noise of their own (dropout).
+
+    Between two calls of ``at_step`` every loss must be one function of its arguments, and the same numbers must give the same
+    noise again. The loop calls it before each pre-training step, and before each draw that a φ step averages over.
+    """
+
+    def at_step(self, step: int, draw: int = 0) -> None: ...
+
+
 class ModuleProblem:
     """The two-stage problem of ordinary modules.
 
@@ -60,14 +72,25 @@ class ModuleProblem:
         pretrain: ``pretrain(batch)`` is the pre-training loss, a scalar. Runs in train mode.
         finetune: ``finetune(batch)`` is the fine-tuning loss, a scalar. It holds the same encoder object as ``pretrain``.
         hyper: the submodule of ``pretrain`` whose parameters are φ, or None.
+        statistics: of the normalisation layers in the pre-training loss. ``"update"``: the batch's; the running ones move once
+            an ordinary pre-training step. ``"batch"``: the batch's; the running ones never move, so a fine-tuning loss in eval
+            mode reads what they held at the start. ``"frozen"``: the running ones, which never move.
         finetune_mode: ``"eval"`` (normalisation layers use their running statistics: a v of far lower variance)
             or ``"train"``.
+        seed: of the noise that modules draw from torch's global generators (dropout), see below; None leaves it to them, and
+            then no two evaluations see one function. Data-parallel ranks should differ in it.
 
     Roles go by identity. φ: the parameters of ``hyper``; θ: the other trainable parameters of ``pretrain``; ψ: the trainable
-    parameters of ``finetune`` that are not θ. Frozen parameters (``requires_grad=False``) stay as they are. Buffers are
-    read as they stand and written only while :meth:`recording`.
+    parameters of ``finetune`` that are not θ. A parameter under several names counts once. Frozen parameters
+    (``requires_grad=False``) stay as they are. Buffers are read as they stand and written only while :meth:`recording`.
+
+    Noise is a function of (seed, step, draw), set by :meth:`at_step`, and starts anew in every evaluation: the batches of one
+    unroll share their dropout masks, those of another step have others. Generators outside a loss are not moved by it.
 
     ``theta``, ``phi`` and ``psi`` give the live parameters, so optimising them in place trains the modules.
+
+    Raises:
+        ValueError: ``hyper`` is no part of ``pretrain``; ``finetune`` shares nothing with ``pretrain``, or holds a part of φ.
     """
 
     def __init__(
@@ -76,11 +99,16 @@ class ModuleProblem:
         finetune: nn.Module,
         *,
         hyper: nn.Module | None = None,
+        statistics: Literal["update", "batch", "frozen"] = "update",
         finetune_mode: Literal["eval", "train"] = "eval",
+        seed: int | None = 0,
     ) -> None:
         if finetune_mode not in ("eval", "train"):
             raise ValueError(f"finetune_mode must be 'eval' or 'train', got {finetune_mode!r}")
-        self.pretrain, self.finetune, self.finetune_mode = pretrain, finetune, finetune_mode
+        if statistics not in ("update", "batch", "frozen"):
+            raise ValueError(f"statistics must be 'update', 'batch' or 'frozen', got {statistics!r}")
+        self.pretrain, self.finetune = pretrain, finetune
+        self.statistics, self.finetune_mode, self.seed = statistics, finetune_mode, seed
         hyper_ids = {id(p) for p in hyper.parameters()} if hyper is not None else set()
         trainable = {name: p for name, p in pretrain.named_parameters() if p.requires_grad}
         missing = hyper_ids - {id(p) for p in pretrain.parameters()}
@@ -94,6 +122,8 @@ class ModuleProblem:
         self._shared: dict[str, str] = {}  # name in finetune -> name in θ
         self.psi: Tree = {}
         for name, p in finetune.named_parameters():
+            if id(p) in hyper_ids and p.requires_grad:
+                raise ValueError(f"finetune holds {name}, a part of φ: its direct effect would be missed")
             if id(p) in names:
                 self._shared[name] = names[id(p)]
             elif p.requires_grad:
@@ -101,9 +131,14 @@ class ModuleProblem:
         if not self._shared:
             raise ValueError("finetune shares no parameter with pretrain: pre-training could not help it")
         self._recording = False
+        self._noise_at = (0, 0)
 
     def pretrain_loss(self, theta: Tree, phi: Tree, batch: Any) -> Tensor:
-        return self._call(self.pretrain.train(), {**theta, **phi}, "forward", batch)
+        self.pretrain.train()
+        if self.statistics == "frozen":
+            for layer in _normalisers(self.pretrain).values():
+                layer.eval()
+        return self._call(self.pretrain, {**theta, **phi}, "forward", batch)
 
     def finetune_loss(self, theta: Tree, psi: Tree, batch: Any) -> Tensor:
         return self._call(self._finetuner(), self._finetune_parameters(theta, psi), "forward", batch)
@@ -116,6 +151,10 @@ class ModuleProblem:
         finally:
             self._recording = False
 
+    def at_step(self, step: int, draw: int = 0) -> None:
+        """From here on, losses draw the noise of ``(seed, step, draw)``."""
+        self._noise_at = (step, draw)
+
     def _finetuner(self) -> nn.Module:
         return self.finetune.train(self.finetune_mode == "train")
 
@@ -124,10 +163,31 @@ class ModuleProblem:
 
     def _call(self, module: nn.Module, tensors: Mapping[str, Tensor], method: str, *args: Any) -> Tensor:
         values = {f"module.{name}": value for name, value in tensors.items()}
+        # Copies take the in-place updates of running statistics, and are dropped.
+        values |= {f"module.{name}": buffer.clone() for name, buffer in self._untouchable(module).items()}
+        with self._noise(method, tensors):
+            return functional_call(_Method(module, method), values, args)
+
+    def _untouchable(self, module: nn.Module) -> Mapping[str, Tensor]:
         if not self._recording:
-            # Copies take the in-place updates of running statistics, and are dropped.
-            values |= {f"module.{name}": buffer.clone() for name, buffer in module.named_buffers()}
-        return functional_call(_Method(module, method), values, args)
+            return dict(module.named_buffers())
+        if self.statistics == "update":
+            return {}
+        layers = _normalisers(module)
+        return {name: b for n, layer in layers.items() for name, b in layer.named_buffers(prefix=n)}
+
+    def _noise(self, method: str, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        if self.seed is None:
+            return nullcontext()
+        # The method is part of the seed: a head's noise is another than its encoder's.
+        return held_noise(
+            derive_seed(self.seed, method, *self._noise_at), {t.device for t in tensors.values()}
+        )
+
+
+def _normalisers(module: nn.Module) -> dict[str, nn.Module]:
+    """The layers that keep running statistics, by name."""
+    return {n: m for n, m in module.named_modules() if isinstance(getattr(m, "running_mean", None), Tensor)}
 
 
 class FeatureModuleProblem(ModuleProblem):
@@ -136,6 +196,10 @@ class FeatureModuleProblem(ModuleProblem):
     ``finetune`` also has ``features(batch)`` and ``head_loss(features, batch)``, with ``finetune(batch) ==
     head_loss(features(batch), batch)``; the engine computes the features once for a whole unroll of the head.
     """
+
+    def finetune_loss(self, theta: Tree, psi: Tree, batch: Any) -> Tensor:
+        # By way of the split, so that both routes draw the same noise.
+        return self.head_loss(self.features(theta, batch), psi, batch)
 
     @property
     def per_example(self) -> bool:

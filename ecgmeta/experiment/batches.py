@@ -92,23 +92,23 @@ class SimCLRBatches:
         rows = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
         return self._views(rows, "views", step)
 
-    def hyper(self, step: int) -> Views:
-        rng = numpy_generator(self._seed, "φ batch", step)
+    def hyper(self, step: int, k: int = 0) -> Views:
+        rng = numpy_generator(self._seed, "φ batch", step, k)
         rows = rng.choice(len(self._pretrain), self.hyper_batch_size, replace=False)
-        return self._views(rows, "φ views", step)
+        return self._views(rows, "φ views", step, k)
 
     def train(self, step: int, k: int) -> Labelled:
         return self._labelled(self._train, "MetaFT train", step, k)
 
-    def validation(self, step: int) -> Labelled:
-        return self._labelled(self._validation, "MetaFT validation", step, 0)
+    def validation(self, step: int, k: int = 0) -> Labelled:
+        return self._labelled(self._validation, "MetaFT validation", step, k)
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
         return numpy_generator(self._seed, "epoch order", epoch).permutation(len(self._pretrain))
 
-    def _views(self, rows: NDArray[np.int64], purpose: str, step: int) -> Views:
+    def _views(self, rows: NDArray[np.int64], purpose: str, *numbers: int) -> Views:
         x = self._pretrain[rows][0].to(self._device)
-        generator = torch_generator(self._seed, purpose, step, device=self._device)
+        generator = torch_generator(self._seed, purpose, *numbers, device=self._device)
         return draw_views(x, self._static, self._augmenter, generator=generator)
 
     def _labelled(self, pool: Pool | None, purpose: str, step: int, k: int) -> Labelled:

@@ -34,7 +34,7 @@ from ecgmeta.bilevel import (
     hypergradient,
     meta_train,
 )
-from ecgmeta.bilevel.products import LowPrecision, Products, cosine
+from ecgmeta.bilevel.products import Linearization, LowPrecision, Products, cosine
 from ecgmeta.data import SyntheticCohort
 from ecgmeta.encoders import create_encoder
 from ecgmeta.experiment.batches import Labelled, Pool
@@ -72,7 +72,7 @@ class Batches:
         self.static, self.augmenter, self.dtype = paper_static(), augmenter, dtype
         self.generator = torch.Generator().manual_seed(1)
 
-    def pretrain(self, step: int) -> Views:
+    def pretrain(self, step: int, k: int = 0) -> Views:
         views = draw_views(self.x, self.static, self.augmenter, generator=self.generator)
         return Views(views.x.to(self.dtype), None if views.noise is None else views.noise.to(self.dtype))
 
@@ -87,7 +87,7 @@ class Batches:
         order = torch.randperm(2 * self.size, generator=torch.Generator().manual_seed(k))
         return self.labels[order[: self.size]]
 
-    def validation(self, step: int) -> Labelled:
+    def validation(self, step: int, k: int = 0) -> Labelled:
         return self.held_out[torch.arange(self.size)]
 
 
@@ -194,6 +194,9 @@ def run(width: int, batch: int, steps: int, rounds: int, route: str, full: bool)
         costs = measure(works, rounds, partial(_say, console, size))
         cosines = call(partial(_cosines, width, size, products)) if size == batch else {}
         console.print(_table(f"ResNet-18 of width {width}, {size} × 12 × {SAMPLES}", costs, steps, cosines))
+        if size == batch:
+            parts = measure(_parts(width, size, products), rounds, partial(_say, console, size))
+            console.print(_parts_table(parts, costs[f"ours: {PLAIN}"].seconds))
         ratio = costs[f"reference: {PLAIN}"].seconds / costs[f"ours: {PLAIN}"].seconds
         console.print(f"our plain step at batch {size} is {ratio:.2f} times as fast as the reference's\n")
 
@@ -291,6 +294,54 @@ def _table(title: str, costs: dict[str, Cost], steps: int, cosines: dict[str, fl
         f"a φ step of ours: its whole step less a plain one; the reference's: alone. Pre-training: {steps} steps. "
         "cosine: to double backward in float64, same weights, batches and noise, same size."
     )
+    return table
+
+
+def _parts(width: int, batch: int, products: Products) -> dict[str, Work]:
+    """Where the time of a φ step goes, each part alone."""
+
+    def build(
+        part: Callable[[Ours, Callable[[], Linearization]], object],
+    ) -> Callable[[], Callable[[], object]]:
+        def prepare() -> Callable[[], object]:
+            ours = Ours(width, batch)
+            loss = partial(ours.problem.pretrain_loss, batch=ours.batches.first_views())
+            return partial(part, ours, lambda: products(loss, ours.state.theta, ours.state.phi))
+
+        return prepare
+
+    def graph(ours: Ours, point: Callable[[], Linearization]) -> object:
+        return point().gradient
+
+    def v(steps: int, ours: Ours, point: Callable[[], Linearization]) -> object:
+        batches = [ours.batches.train(0, k) for k in range(steps)]
+        state, last = ours.state, ours.batches.validation(0)
+        return Unroll(steps, Adam(LR))(ours.problem, state.theta, state.psi, batches, last)
+
+    def product(name: str, ours: Ours, point: Callable[[], Linearization]) -> object:
+        return getattr(point(), name)(ours.state.theta)
+
+    return {
+        "∇θ L_PT and its graph": Work(build(graph)),
+        "∇θ L_PT and its graph, one Hu": Work(build(partial(product, "hvp"))),
+        "∇θ L_PT and its graph, Mᵀu": Work(build(partial(product, "mixed"))),
+        "v, K = 1": Work(build(partial(v, 1))),
+        "v, K = 10": Work(build(partial(v, 10))),
+    }
+
+
+def _parts_table(costs: dict[str, Cost], plain: float) -> Table:
+    table = Table(title="where the time of a φ step goes")
+    for column in ("", "s", "plain steps", "CPU s", "peak MB"):
+        table.add_column(column)
+    for name, cost in costs.items():
+        table.add_row(
+            name,
+            f"{cost.seconds:.2f}",
+            f"{cost.seconds / plain:.2f}",
+            f"{cost.cpu:.2f}",
+            f"{cost.peak_mb:.0f}",
+        )
     return table
 
 

@@ -162,13 +162,13 @@ def _pretraining(width: int, x: Tensor, steps: int) -> tuple[Problem, Iterator[o
             rows = torch.randint(len(x), (BATCH,), generator=generator)
             return draw_views(x[rows], static, generator=generator)
 
-        def hyper(self, step: int) -> Views:
+        def hyper(self, step: int, k: int) -> Views:
             raise NotImplementedError
 
         def train(self, step: int, k: int) -> Labelled:
             raise NotImplementedError
 
-        def validation(self, step: int) -> Labelled:
+        def validation(self, step: int, k: int) -> Labelled:
             raise NotImplementedError
 
     state = MetaState(problem.theta, {}, problem.psi, torch.optim.Adam(problem.theta.values(), lr=1e-3))

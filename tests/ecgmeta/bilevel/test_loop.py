@@ -35,7 +35,7 @@ class Constant:
         self.asked.append(("pretrain", step))
         return None
 
-    def hyper(self, step: int) -> Any:
+    def hyper(self, step: int, k: int) -> Any:
         self.asked.append(("hyper", step))
         return None
 
@@ -43,7 +43,7 @@ class Constant:
         self.asked.append(("train", step))
         return "train"
 
-    def validation(self, step: int) -> Any:
+    def validation(self, step: int, k: int) -> Any:
         self.asked.append(("validation", step))
         return "validation"
 
@@ -70,10 +70,17 @@ def run(problem: Quadratic, state: MetaState, batches: Any, **settings: Any) -> 
     return list(meta_train(problem, state, batches, **{**SETTINGS, **settings}))
 
 
-def test_finds_the_optimal_phi_of_the_quadratic_two_stage_problem() -> None:
+# With shared products θ answers a φ step one step later, so φ must be slower to settle.
+@pytest.mark.parametrize(
+    ("phi_lr", "settings"),
+    [(0.05, {}), (0.01, {"share": True, "accumulate": 2, "scaling": 0.3, "clip": 1.0})],
+)
+def test_finds_the_optimal_phi_of_the_quadratic_two_stage_problem(
+    phi_lr: float, settings: dict[str, Any]
+) -> None:
     # As many φ as head outputs, and an unroll long enough to reach the head's optimum: validation loss 0, and only there.
     problem = Quadratic.random(0, n=6, n_phi=3, n_psi=3, low=2.0, high=8.0)
-    state = start(problem, phi_lr=0.05)
+    state = start(problem, phi_lr)
     reports = run(
         problem,
         state,
@@ -82,6 +89,7 @@ def test_finds_the_optimal_phi_of_the_quadratic_two_stage_problem() -> None:
         finetune=Unroll(12, SGD(0.6)),
         head_optimizer=SGD(0.6),
         inverse=Neumann(8, 0.15),
+        **settings,
     )
     # The head converges to Cθ, so the reached φ solves (C+D)Bφ = t.
     expected = torch.linalg.solve((problem.C + problem.D) @ problem.B, problem.t)
@@ -184,9 +192,14 @@ def test_a_loss_that_is_not_finite_stops_training() -> None:
 
 def test_batches_from_loaders_begin_again() -> None:
     batches = LoaderBatches([1, 2, 3], ["a"], [None])
-    assert [batches.pretrain(0), batches.hyper(0), batches.pretrain(1), batches.pretrain(2)] == [1, 2, 3, 1]
+    assert [batches.pretrain(0), batches.hyper(0, 0), batches.pretrain(1), batches.pretrain(2)] == [
+        1,
+        2,
+        3,
+        1,
+    ]
     assert [batches.train(0, k) for k in range(3)] == ["a", "a", "a"]
-    assert batches.validation(0) is None
+    assert batches.validation(0, 0) is None
     with pytest.raises(ValueError, match="empty"):
         LoaderBatches([], [1], [1]).pretrain(0)
 

@@ -57,6 +57,8 @@ def test_steps_seeds_and_purposes_differ() -> None:
     assert not batches.pretrain(0).x.equal(batches.pretrain(1).x)
     assert not batches.pretrain(0).x.equal(other.pretrain(0).x)
     assert not batches.hyper(0).x.equal(batches.hyper(1).x)
+    for draw in (batches.hyper, batches.validation, batches.train):
+        assert not draw(3, 0).x.equal(draw(3, 1).x)
     plain = make()
     assert [members(plain.train(0, k).x) for k in range(4)] != [members(plain.train(0, 0).x)] * 4
     assert [members(plain.hyper(k).x) for k in range(4)] != [members(plain.pretrain(k).x) for k in range(4)]
