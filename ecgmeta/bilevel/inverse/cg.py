@@ -60,7 +60,7 @@ def conjugate_gradient(
     z = r if preconditioner is None else preconditioner(r)
     p, rz = z, dot(r, z)
     # Below rounding the recursion goes on shrinking what is no longer the residual, until ⟨p, Hp⟩ underflows to 0 and looks
-    # like a lack of curvature (float32, A = 3I).
+    # like a lack of curvature (float32, a Hessian of order 1e-3).
     target = start * max(tolerance, rounding(v))
     size, contraction = start, 0.0
     for spent in range(1, iterations + 1):

@@ -21,7 +21,8 @@ def adam_preconditioner(optimizer: torch.optim.Optimizer, tree: Mapping[str, Ten
         Neumann(5, step_size, preconditioner=lambda: adam_preconditioner(optimizer, theta, eps=1e-3))
 
     Args:
-        optimizer: ``torch.optim``'s Adam, AdamW or NAdam, that has stepped every tensor of ``tree``.
+        optimizer: ``torch.optim``'s Adam, AdamW or NAdam, that has stepped every tensor of ``tree``: in
+            :func:`~ecgmeta.bilevel.loop.meta_train`, a warm-up of at least one step.
         tree: the live parameters θ.
         eps: in units of a gradient. It has no default, and is not the optimiser's, because it decides the direction: where
             √v̂ is below it P is a multiple of the identity, and at the usual 1e-8 the coordinates that hardly ever have a

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from problems import Quadratic, relative_error
 from torch import Tensor
 
-from ecgmeta.bilevel import Neumann, adam_preconditioner
+from ecgmeta.bilevel import SGD, MetaState, Neumann, Schedule, Unroll, adam_preconditioner, meta_train
 from ecgmeta.bilevel.trees import Tree
 
 GRADIENTS = [torch.tensor([[1.0, -2.0], [0.5, 0.0]]), torch.tensor([[3.0, 1.0], [-0.25, 0.0]])]
@@ -79,6 +80,61 @@ def test_each_solve_reads_the_moments_of_its_own_step() -> None:
     theta["w"].grad, theta["b"].grad = torch.full((2, 2), 9.0), torch.tensor(9.0)
     optimizer.step()
     assert bool((solver(lambda t: t, v).value["w"] < 0.9 * first["w"]).all())
+
+
+class Everything:
+    """A quadratic has no batches."""
+
+    def pretrain(self, step: int) -> None:
+        return None
+
+    def hyper(self, step: int) -> None:
+        return None
+
+    def train(self, step: int, k: int) -> str:
+        return "train"
+
+    def validation(self, step: int) -> str:
+        return "validation"
+
+
+def test_in_the_loop_it_follows_adam_and_gives_the_hypergradient_of_the_closed_form() -> None:
+    problem = Quadratic.random(2, low=1.0, high=5.0)
+    draw = torch.Generator().manual_seed(3)
+    theta = {"w": torch.randn(6, generator=draw, dtype=torch.float64).requires_grad_()}
+    phi = {"p": torch.randn(4, generator=draw, dtype=torch.float64).requires_grad_()}
+    psi = {"h": torch.randn(3, generator=draw, dtype=torch.float64)}
+    adam = torch.optim.Adam(theta.values(), lr=0.05)
+    seen: list[Tensor] = []
+
+    def diagonal() -> Tree:
+        found = adam_preconditioner(adam, theta, eps=1.0)
+        seen.append(found["w"])
+        return found
+
+    # P is at most 1/eps = 1 and λmax is 5, so α = 1/5 converges whatever the moments are.
+    solver = Neumann(2000, 0.2, preconditioner=diagonal)
+    state = MetaState(theta, phi, psi, adam, torch.optim.SGD(phi.values(), lr=1e-3))
+    schedule = Schedule(steps=30, period=10, warmup=5)
+    loop = meta_train(
+        problem,
+        state,
+        Everything(),
+        schedule=schedule,
+        finetune=Unroll(2, SGD(0.3)),
+        head_optimizer=SGD(0.3),
+        inverse=solver,
+    )
+    for report in loop:
+        if report.hyper is None:
+            before, head = theta["w"].detach().clone(), state.psi["h"]
+            continue
+        assert report.hyper.ok, report.hyper.message
+        # −MᵀH⁻¹ = Bᵀ at any θ, the loss being quadratic.
+        expected = problem.B.T @ problem.v(before, head, 2, 0.3)
+        assert relative_error(report.hyper.phi["p"], expected) < 1e-8
+    assert len(seen) == 3
+    assert not seen[0].allclose(seen[1], rtol=0.05)
 
 
 def test_what_holds_no_second_moment_is_refused() -> None:
