@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ecgmeta.bilevel import (
     SGD,
     Adam,
+    DoubleBackward,
     FeatureModuleProblem,
     Identity,
     MetaState,
