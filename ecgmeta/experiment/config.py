@@ -106,6 +106,8 @@ class Meta:
     lr: float = 1e-4  # φ, Adam
     magnitude_lr: float = 0.03  # the warp's one global magnitude; 1 in the paper
     eps: float = 1e-8  # Adam's; hypergradients can be smaller than it
+    accumulate: int = 1  # draws of batches and views that one φ step averages over
+    control: str = "none"  # "random_walk": steps as long as φ's own, in random directions; a gain over it is what learning gave
     clip: float = 0.0  # largest hypergradient norm; 0: none
     on_failure: str = "skip"
 
@@ -163,6 +165,7 @@ def _long_form(text: str) -> str:
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "meta.control": ("none", "random_walk"),
     "meta.products": ("double_backward", "forward_over_reverse", "low_precision", "cheapest"),
     "pretrain.arm": tuple(ARMS),
     "compare": tuple(ARMS),

@@ -79,6 +79,9 @@ def pretrain(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
         finetune=training.finetune,
         head_optimizer=training.head_optimizer,
         inverse=training.inverse,
+        accumulate=config.meta.accumulate,
+        control="random_walk" if config.meta.control == "random_walk" else "none",
+        seed=config.seed,
         clip=config.meta.clip or None,
         products=ROUTES.get(config.meta.products),  # "cheapest" is none of them: the engine chooses
         on_failure="raise" if config.meta.on_failure == "raise" else "skip",
@@ -102,6 +105,8 @@ def pretrain(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
         log.close()
     if training.model.augmenter is not None:
         training.model.augmenter.save_pretrained(run.augmenter)
+    if training.schedule.period > 0:
+        run.note(signal=training.state.signal.verdict())
     training.model.encoder.eval().save_pretrained(run.encoder)
     stop.check()  # a stop that came during the last step
 

@@ -231,6 +231,12 @@ def _augmenter(run: Run, cohort: Cohort) -> AugmenterSummary | None:
         for name, values in (("before", before[1]), ("after", after[1]))
     }
     learned = "learned by hypergradient" if run.arm == "meta" else "not learned in this arm"
+    about = (
+        "A displacement shifts each instant of all leads alike: waves come earlier or later, longer or shorter, "
+        "so heart rate and intervals change while amplitudes stay."
+    )
+    if "signal" in run.info:
+        about += f" The hypergradient {run.info['signal']}."
     return AugmenterSummary(
         f"Learned time warp ({learned})",
         parameters,
@@ -243,8 +249,7 @@ def _augmenter(run: Run, cohort: Cohort) -> AugmenterSummary | None:
                 "Over the first 256 pre-training recordings.",
             )
         ],
-        "A displacement shifts each instant of all leads alike: waves come earlier or later, longer or shorter, "
-        "so heart rate and intervals change while amplitudes stay.",
+        about,
     )
 
 
