@@ -87,13 +87,13 @@ class Noise:
     def pretrain(self, step: int) -> Tensor:
         return torch.randn(500, generator=torch.Generator().manual_seed(10**6 * self.seed + step))
 
-    def hyper(self, step: int) -> Tensor:
+    def hyper(self, step: int, k: int) -> Tensor:
         return self.pretrain(step)
 
     def train(self, step: int, k: int) -> None:
         return None
 
-    def validation(self, step: int) -> None:
+    def validation(self, step: int, k: int) -> None:
         return None
 
 

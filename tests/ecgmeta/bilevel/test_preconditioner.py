@@ -88,13 +88,13 @@ class Everything:
     def pretrain(self, step: int) -> None:
         return None
 
-    def hyper(self, step: int) -> None:
+    def hyper(self, step: int, k: int) -> None:
         return None
 
     def train(self, step: int, k: int) -> str:
         return "train"
 
-    def validation(self, step: int) -> str:
+    def validation(self, step: int, k: int) -> str:
         return "validation"
 
 
