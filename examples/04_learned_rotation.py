@@ -139,7 +139,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(
-        1
-    )  # operations this small only wait for one another: on two busy cores ten times slower
+    # Operations this small only wait for one another: on two busy cores ten times slower.
+    torch.set_num_threads(1)
     main()

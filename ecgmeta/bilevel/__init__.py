@@ -22,13 +22,13 @@ from ecgmeta.bilevel.inverse import (
 from ecgmeta.bilevel.loop import Report, Schedule, meta_train
 from ecgmeta.bilevel.optimizers import SGD, Adam, Optimizer
 from ecgmeta.bilevel.paper import paper
+from ecgmeta.bilevel.probe import choose_products
 from ecgmeta.bilevel.problem import FeatureModuleProblem, FeatureProblem, ModuleProblem, Problem
 from ecgmeta.bilevel.products import (
     CentralDifference,
     DoubleBackward,
     ForwardOverReverse,
     LowPrecision,
-    choose_products,
 )
 from ecgmeta.bilevel.signal import Signal
 from ecgmeta.bilevel.spectrum import Spectrum, lanczos

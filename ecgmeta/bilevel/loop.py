@@ -9,13 +9,14 @@ from statistics import fmean
 from typing import Any, Literal
 
 from ecgmeta.bilevel.batches import Batches
-from ecgmeta.bilevel.distributed import Reduce, local
+from ecgmeta.bilevel.distributed import Reduce, local, mean_of
 from ecgmeta.bilevel.hypergradient import Hypergradient, hypergradient
 from ecgmeta.bilevel.inverse import Solver
 from ecgmeta.bilevel.optimizers import Optimizer
 from ecgmeta.bilevel.phi_step import PhiStep
+from ecgmeta.bilevel.probe import ROUTES, choose_products, route_name
 from ecgmeta.bilevel.problem import NoisyProblem, Problem, RecordingProblem, check_scalar
-from ecgmeta.bilevel.products import DoubleBackward, Linearization, Products
+from ecgmeta.bilevel.products import Linearization, Products
 from ecgmeta.bilevel.state import MetaState
 from ecgmeta.bilevel.trees import Tree, axpy, detach, gradient, leaves, norm, scale
 from ecgmeta.bilevel.unroll import FinetuneFactor
@@ -86,7 +87,7 @@ def meta_train(
     control: Literal["none", "random_walk"] = "none",
     seed: int = 0,
     on_failure: Literal["raise", "skip"] = "skip",
-    products: Products = DoubleBackward,
+    products: Products | None = None,
     reduce: Reduce = local,
 ) -> Iterator[Report]:
     """Pre-train θ while φ follows its hypergradient (paper, Algorithm 1). The caller drives it and may stop anywhere.
@@ -106,8 +107,10 @@ def meta_train(
             :class:`~ecgmeta.bilevel.phi_step.PhiStep`. ``control="random_walk"`` steps as far in random directions.
         on_failure: what to do with a φ step whose inverse product diverged or whose hypergradient is not finite, in any draw:
             ``"skip"`` reports it and goes on, ``"raise"`` raises ``FloatingPointError``.
-        products: the route for Hessian-vector and mixed products.
-        reduce: mean over data-parallel ranks of every gradient and product.
+        products: the route for Hessian-vector and mixed products. None takes the cheapest of
+            :data:`~ecgmeta.bilevel.probe.ROUTES` that agrees with double backward on the first φ step's batch, and keeps it in
+            ``state.route``. Which is the cheapest is measured: name one where a repetition must be equal to the last bit.
+        reduce: mean over data-parallel ranks of every loss, gradient and product.
 
     Raises:
         FloatingPointError: a loss is not finite.
@@ -134,7 +137,7 @@ def meta_train(
             finetune=finetune,
             inverse=inverse,
             head_state=state.head_state,
-            products=products,
+            products=products or _chosen(problem, state, batch, reduce),
             reduce=reduce,
             recording=_recording(problem) if shared else None,
         )
@@ -150,7 +153,7 @@ def meta_train(
                 loss = _pretrain_step(problem, state, batch, reduce)
             hyper, first, diagnostics, skipped = _mean_of_draws(draw, accumulate)
             if share:
-                loss = float(first.loss)
+                loss = float(mean_of(first.loss, reduce))
                 _apply(state, reduce(first.gradient))
             if skipped and on_failure == "raise":
                 raise FloatingPointError(f"step {step}: {skipped}")
@@ -188,6 +191,15 @@ def _mean_of_draws(
     return hyper, first, diagnostics | {"norm": float(norm(hyper.phi))}, skipped
 
 
+def _chosen(problem: Problem, state: MetaState, batch: Any, reduce: Reduce) -> Products:
+    if state.route is None:
+        route, _ = choose_products(
+            lambda theta, phi: problem.pretrain_loss(theta, phi, batch), state.theta, state.phi, reduce=reduce
+        )
+        state.route = route_name(route)
+    return ROUTES[state.route]
+
+
 def _recording(problem: Problem) -> AbstractContextManager[None]:
     return problem.recording() if isinstance(problem, RecordingProblem) else nullcontext()
 
@@ -200,19 +212,21 @@ def _hold_noise(problem: Problem, step: int, draw: int = 0) -> None:
 def _pretrain_step(problem: Problem, state: MetaState, batch: Any, reduce: Reduce) -> float:
     with _recording(problem):
         loss = problem.pretrain_loss(state.theta, detach(state.phi), batch)
-    check_scalar(loss, "pre-training loss")
+    mean = mean_of(loss, reduce)
+    check_scalar(mean, "pre-training loss")
     _apply(state, reduce(gradient(loss, state.theta)))
-    return float(loss.detach())
+    return float(mean)
 
 
 def _head_step(problem: Problem, state: MetaState, batch: Any, optimizer: Optimizer, reduce: Reduce) -> float:
     psi = leaves(state.psi)
     loss = problem.finetune_loss(detach(state.theta), psi, batch)
-    check_scalar(loss, "fine-tuning loss")
+    mean = mean_of(loss, reduce)
+    check_scalar(mean, "fine-tuning loss")
     if state.head_state is None:
         state.head_state = optimizer.init(state.psi)
     state.psi, state.head_state = optimizer.update(state.psi, reduce(gradient(loss, psi)), state.head_state)
-    return float(loss.detach())
+    return float(mean)
 
 
 def _apply(state: MetaState, grads: Tree) -> None:

@@ -9,8 +9,7 @@ Reverse over forward (``grad`` of ``jvp``) is not offered: it is silently wrong 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -274,87 +273,6 @@ class _Difference(_Evaluated):
             theta, phi = leaves(axpy(sign * epsilon, u, self._theta)), leaves(self._phi)
             ends.append(detach(gradient(self._function(theta, phi), phi if with_phi else theta)))
         return scale(0.5 / epsilon, axpy(-1.0, ends[1], ends[0]))
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One route measured against double backward on a problem.
-
-    Attributes:
-        route: the route.
-        hvp_error, mixed_error: relative error of each product on a random direction; infinite where the route fails.
-        seconds: time of one product of each kind.
-        failure: why the route cannot be taken, or an empty string.
-    """
-
-    route: Products
-    hvp_error: float
-    mixed_error: float
-    seconds: float
-    failure: str = ""
-
-    @property
-    def error(self) -> float:
-        return max(self.hvp_error, self.mixed_error)
-
-
-def probe(
-    route: Products,
-    loss: Loss,
-    theta: Mapping[str, Tensor],
-    phi: Mapping[str, Tensor],
-    u: Tree,
-    reference: tuple[Tree, Tree],
-) -> Probe:
-    """Time a route and compare its ``Hu`` and ``Mᵀu`` with ``reference``."""
-    start = time.perf_counter()
-    try:
-        point = route(loss, theta, phi)
-        found = point.hvp(u), point.mixed(u)
-    except (
-        RuntimeError,
-        NotImplementedError,
-    ) as error:  # what torch raises for a derivative that it does not have
-        return Probe(route, float("inf"), float("inf"), float("inf"), str(error).splitlines()[0])
-    seconds = time.perf_counter() - start
-    errors = [_relative(a, b) for a, b in zip(found, reference, strict=True)]
-    return Probe(route, errors[0], errors[1], seconds)
-
-
-def choose_products(
-    loss: Loss,
-    theta: Mapping[str, Tensor],
-    phi: Mapping[str, Tensor],
-    *,
-    candidates: Sequence[Products] | None = None,
-    tolerance: float = 1e-2,
-    seed: int = 0,
-) -> tuple[Products, list[Probe]]:
-    """The fastest candidate whose products agree with double backward on this problem, and every candidate's probe.
-
-    Args:
-        candidates: routes to try, by default the two exact ones; add ``CentralDifference(step)`` to let it compete.
-        tolerance: largest relative error. Two exact routes differ by rounding alone, which a badly conditioned loss amplifies.
-        seed: of the random direction.
-
-    Raises:
-        RuntimeError: double backward itself fails here, so nothing can be compared.
-    """
-    if candidates is None:
-        candidates = [DoubleBackward, ForwardOverReverse]
-    generator = torch.Generator().manual_seed(seed)
-    u = {n: torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device) for n, v in theta.items()}
-    point = DoubleBackward(loss, theta, phi)
-    reference = point.hvp(u), point.mixed(u)
-    probes = [probe(route, loss, theta, phi, u, reference) for route in candidates]
-    passed = [p for p in probes if p.error <= tolerance]
-    return (min(passed, key=lambda p: p.seconds).route if passed else DoubleBackward), probes
-
-
-def _relative(found: Tree, expected: Tree) -> float:
-    size = float(norm(expected))
-    error = float(norm(axpy(-1.0, expected, found)))
-    return error / size if size else error
 
 
 def cosine(a: Tree, b: Tree) -> float:

@@ -26,6 +26,7 @@ class MetaState:
         head_state: state of the head's functional optimiser.
         step: pre-training steps done.
         signal: statistics of the hypergradients so far.
+        route: name of the products' route where :func:`meta_train` chose it, so that a resumed run takes the same.
     """
 
     theta: Tree
@@ -36,14 +37,16 @@ class MetaState:
     head_state: State | None = None
     step: int = 0
     signal: Signal = field(default_factory=Signal)
+    route: str | None = None
 
     @property
     def phi_optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
         """φ's optimisers, however many they are."""
         if self.phi_optimizer is None:
             return ()
-        one = isinstance(self.phi_optimizer, torch.optim.Optimizer)
-        return (self.phi_optimizer,) if one else tuple(self.phi_optimizer)  # type: ignore[arg-type,return-value]
+        if isinstance(self.phi_optimizer, torch.optim.Optimizer):
+            return (self.phi_optimizer,)
+        return tuple(self.phi_optimizer)
 
     def check_phi_optimizers(self) -> None:
         """Raise ``ValueError`` for a φ tensor that no optimiser, or more than one parameter group, would move."""
@@ -68,6 +71,7 @@ class MetaState:
             "theta_optimizer": self.theta_optimizer.state_dict(),
             "phi_optimizers": [optimizer.state_dict() for optimizer in self.phi_optimizers],
             "signal": self.signal.state_dict(),
+            "route": self.route,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -93,6 +97,7 @@ class MetaState:
         for optimizer, of_phi in zip(self.phi_optimizers, state["phi_optimizers"], strict=True):
             optimizer.load_state_dict(of_phi)
         self.signal.load_state_dict(state["signal"])
+        self.route = state["route"]
         self.step = state["step"]
 
 

@@ -39,8 +39,9 @@ def _wanted(ctx: Any, index: int) -> bool:
 
 def _cast(*tensors: Tensor) -> list[Tensor]:
     """In the precision of the arithmetic: autocast's where it is on, in any pass and at any order; else the first one's."""
-    kind = tensors[0].device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensors[0].dtype
+    kind, dtype = tensors[0].device.type, tensors[0].dtype
+    if torch.is_autocast_enabled(kind) and dtype != torch.float64:  # which autocast leaves alone
+        dtype = torch.get_autocast_dtype(kind)
     return [tensor.to(dtype) for tensor in tensors]
 
 

@@ -102,6 +102,7 @@ class Meta:
     terms: int = 1
     step_size: float = 1e-3  # α
     damping: float = 0.0
+    products: str = "double_backward"  # "low_precision" (bfloat16), "forward_over_reverse", or "cheapest": measured in the run
     lr: float = 1e-4  # φ, Adam
     magnitude_lr: float = 0.03  # the warp's one global magnitude; 1 in the paper
     eps: float = 1e-8  # Adam's; hypergradients can be smaller than it
@@ -162,6 +163,7 @@ def _long_form(text: str) -> str:
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "meta.products": ("double_backward", "forward_over_reverse", "low_precision", "cheapest"),
     "pretrain.arm": tuple(ARMS),
     "compare": tuple(ARMS),
     "baselines": tuple(BASELINES),

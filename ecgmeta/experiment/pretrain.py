@@ -22,6 +22,7 @@ from ecgmeta.bilevel import (
     Unroll,
     meta_train,
 )
+from ecgmeta.bilevel.probe import ROUTES
 from ecgmeta.experiment.batches import SimCLRBatches
 from ecgmeta.experiment.cohort import Cohort
 from ecgmeta.experiment.config import Experiment
@@ -79,6 +80,7 @@ def pretrain(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
         head_optimizer=training.head_optimizer,
         inverse=training.inverse,
         clip=config.meta.clip or None,
+        products=ROUTES.get(config.meta.products),  # "cheapest" is none of them: the engine chooses
         on_failure="raise" if config.meta.on_failure == "raise" else "skip",
     )
     last_norm = ""

@@ -14,6 +14,8 @@ from torch import Tensor
 from ecgmeta.bilevel import (
     SGD,
     Adam,
+    DoubleBackward,
+    ForwardOverReverse,
     Identity,
     LoaderBatches,
     MetaState,
@@ -62,6 +64,7 @@ SETTINGS: dict[str, Any] = {
     "finetune": Unroll(2, SGD(0.3)),
     "inverse": Neumann(20, 0.15),
     "head_optimizer": SGD(0.3),
+    "products": DoubleBackward,
     "share": False,
 }
 
@@ -235,3 +238,29 @@ def test_theta_is_trained_by_its_own_optimizer() -> None:
     run(problem, state, Constant(), schedule=Schedule(steps=200, period=0))
     expected: Tensor = problem.B @ torch.ones(4, dtype=torch.float64)
     torch.testing.assert_close(state.theta["w"].detach(), expected)
+
+
+def test_the_default_route_is_chosen_once_and_travels_with_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ecgmeta.bilevel import loop, probe
+
+    chosen: list[str] = []
+
+    def choose(*arguments: Any, **settings: Any) -> Any:
+        found = probe.choose_products(*arguments, candidates=[ForwardOverReverse], **settings)
+        chosen.append(probe.route_name(found[0]))
+        return found
+
+    monkeypatch.setattr(loop, "choose_products", choose)
+    problem = Quadratic.random(0)
+    first = start(problem)
+    run(problem, first, Constant(), schedule=Schedule(6, 2), products=None)
+    assert chosen == ["forward_over_reverse"]
+    assert first.route == "forward_over_reverse"
+    second = start(problem)
+    second.load_state_dict(first.state_dict())
+    run(problem, second, Constant(), schedule=Schedule(12, 2), products=None)
+    assert len(chosen) == 1
+    named = start(problem)
+    run(problem, named, Constant(), schedule=Schedule(6, 2), products=DoubleBackward)
+    assert named.route is None
+    torch.testing.assert_close(named.phi, first.phi)

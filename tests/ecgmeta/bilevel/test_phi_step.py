@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ecgmeta.bilevel import (
     SGD,
     Adam,
+    DoubleBackward,
     FeatureModuleProblem,
     Identity,
     MetaState,
@@ -80,6 +81,7 @@ SETTINGS: dict[str, Any] = {
     "finetune": Unroll(2, SGD(0.3)),
     "inverse": Neumann(3, 0.1),
     "head_optimizer": SGD(0.3),
+    "products": DoubleBackward,
     "schedule": Schedule(steps=1, period=1),
 }
 

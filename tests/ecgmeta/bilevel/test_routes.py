@@ -23,6 +23,7 @@ from ecgmeta.bilevel import (
     choose_products,
 )
 from ecgmeta.bilevel.implicit_head import leave_one_out
+from ecgmeta.bilevel.probe import route_name
 from ecgmeta.bilevel.storage import CompactGraph
 from ecgmeta.bilevel.trees import Tree, axpy, detach, gradient, leaves, norm
 
@@ -272,3 +273,19 @@ def _mlp() -> tuple[Tensor, Tree, Tree]:
     x = torch.randn(64, 80, generator=g)
     theta = {"a": 0.1 * torch.randn(80, 96, generator=g), "b": 0.1 * torch.randn(96, 70, generator=g)}
     return x, theta, {"gain": 1 + 0.1 * torch.randn(96, generator=g)}
+
+
+def test_low_precision_is_no_candidate_where_the_numbers_are_double() -> None:
+    loss, theta, phi, _ = setting("layernorm")
+    _, probes = choose_products(loss, theta, phi)
+    assert [p.route for p in probes] == [DoubleBackward, ForwardOverReverse]
+    x, theta, phi = _mlp()
+    _, probes = choose_products(
+        lambda t, p: (torch.tanh(x @ t["a"] * p["gain"]) @ t["b"]).square().mean(), theta, phi
+    )
+    assert [route_name(p.route) for p in probes] == [
+        "double_backward",
+        "forward_over_reverse",
+        "low_precision",
+    ]
+    assert all(p.error < 3e-2 for p in probes)
