@@ -8,6 +8,7 @@ run under forward-mode differentiation; derivatives beyond the second are right 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,12 +38,56 @@ def _wanted(ctx: Any, index: int) -> bool:
         return True
 
 
+def _low(tensor: Tensor) -> Tensor | None:
+    """In autocast's precision, or None where none lower than its own is asked for."""
+    kind = tensor.device.type
+    if not torch.is_autocast_enabled(kind) or tensor.dtype == torch.float64:  # which autocast leaves alone
+        return None
+    return tensor.to(torch.get_autocast_dtype(kind))
+
+
+class _Debts:
+    """What second derivatives owe the gradient of a layer's input, paid when the layer's own backward runs.
+
+    A product passes through all gradients of a network before it comes back through the network itself. Contributions to
+    the gradient of every layer's input would wait for that in memory, as large as the network's activations. Most of them can
+    be computed as late as they are wanted.
+    """
+
+    def __init__(self) -> None:
+        self._open: list[tuple[int, Callable[[Tensor], Tensor]]] = []
+        self._paid = -1
+
+    def owe(self, node: Any, debt: Callable[[Tensor], Tensor]) -> bool:
+        """Whether ``debt``, a function of the input, will be paid by the backward pass of ``node`` later in this very pass."""
+        task = torch._C._current_graph_task_id()
+        if self._paid == task or not torch._C._will_engine_execute_node(node):
+            return False
+        self._open.append((task, debt))
+        return True
+
+    def pay(self, x: Tensor, dx: Tensor | None) -> Tensor | None:
+        """The gradient of x with what is owed to it. Debts of a pass that was broken off are forgotten."""
+        task = self._paid = torch._C._current_graph_task_id()
+        debts, self._open = self._open, []
+        for number, debt in debts:
+            if number == task and dx is not None:
+                dx.add_(debt(x))
+        return dx
+
+
+def _keep(tensor: Tensor) -> Any:
+    """Saved as ``save_for_backward`` does it, under the same hooks, but readable by any node; ``unpack()`` gives it back."""
+    return torch._C._autograd._make_saved_tensor(tensor, False)
+
+
 def _cast(*tensors: Tensor) -> list[Tensor]:
     """In the precision of the arithmetic: autocast's where it is on, in any pass and at any order; else the first one's."""
-    kind, dtype = tensors[0].device.type, tensors[0].dtype
-    if torch.is_autocast_enabled(kind) and dtype != torch.float64:  # which autocast leaves alone
-        dtype = torch.get_autocast_dtype(kind)
-    return [tensor.to(dtype) for tensor in tensors]
+    low = [_low(tensor) for tensor in tensors]
+    return [
+        tensor.to(tensors[0].dtype) if cast is None else cast
+        for cast, tensor in zip(low, tensors, strict=True)
+    ]
 
 
 def _convolve(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
@@ -75,15 +120,17 @@ class _Convolution(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, w, ctx.geometry = inputs
         ctx.save_for_backward(x, w)
+        ctx.debts = _Debts()
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None]:
         x, w = ctx.saved_tensors
         wanted = _wanted(ctx, 0), _wanted(ctx, 1)
         if torch.is_grad_enabled():
-            dx, dw = _ConvolutionBackward.apply(grads[0], x, w, ctx.geometry, *wanted)
+            dx, dw = _ConvolutionBackward.apply(grads[0], x, w, ctx.geometry, *wanted, ctx)
         else:
             dx, dw = _convolution_backward(grads[0], x, w, ctx.geometry, *wanted)
+            dx = ctx.debts.pay(x, dx)
         return dx, dw, None
 
 
@@ -92,43 +139,58 @@ class _ConvolutionBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, of_x: bool, of_w: bool
+        g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, of_x: bool, of_w: bool, layer: Any = None
     ) -> tuple[Tensor | None, Tensor | None]:
         return _convolution_backward(g, x, w, geometry, of_x, of_w)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        g, x, w, ctx.geometry, _, _ = inputs
-        ctx.save_for_backward(g, x, w)
+        g, x, w, ctx.geometry, _, _, ctx.layer = inputs
+        ctx.g, ctx.x = (
+            _keep(g),
+            _keep(x),
+        )  # each read when it is its turn, because a copy in full precision may be made
+        ctx.save_for_backward(w)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         """With a and u the cotangents of the gradients of x and w."""
-        (a, u), (g, x, w), geometry = grads, ctx.saved_tensors, ctx.geometry
+        (a, u), (w,), geometry = grads, ctx.saved_tensors, ctx.geometry
         wanted = [_wanted(ctx, i) for i in range(3)]
         dg = dx = dw = None
         if torch.is_grad_enabled():
+            g, x = ctx.g.unpack(), ctx.x.unpack()
             if a is not None:
                 dg = _Convolution.apply(a, w, geometry)
-                dw = _ConvolutionBackward.apply(g, a, w, geometry, False, wanted[2])[1]
+                dw = _ConvolutionBackward.apply(g, a, w, geometry, False, wanted[2], None)[1]
             if u is not None:
                 own = _Convolution.apply(x, u, geometry)
                 dg = own if dg is None else dg + own
-                dx = _ConvolutionBackward.apply(g, x, u, geometry, wanted[1], False)[0]
-            return dg, dx, dw, None, None, None
+                dx = _ConvolutionBackward.apply(g, x, u, geometry, wanted[1], False, None)[0]
+            return dg, dx, dw, None, None, None, None
         if a is not None:
             a = a.contiguous(memory_format=torch.channels_last)
-            dg = _convolve(a, w, geometry).to(g.dtype) if wanted[0] else None
-            dw = _convolution_backward(g, a, w, geometry, False, wanted[2])[1]
+            if wanted[2]:
+                dw = _convolution_backward(ctx.g.unpack(), a, w, geometry, False, True)[1]
+            if wanted[0]:
+                dg = _convolve(a, w, geometry).to(a.dtype)
         if u is not None:
             # A weight in another layout than x's would take the slow kernels.
             u = u.contiguous(memory_format=torch.channels_last)
             if wanted[0]:
-                own = _convolve(x, u, geometry)
-                dg = own.to(g.dtype) if dg is None else dg.add_(own)
-            dx = _convolution_backward(g, x, u, geometry, wanted[1], False)[0]
-        return dg, dx, dw, None, None, None
+                own = _convolve(ctx.x.unpack(), u, geometry)
+                dg = own.to(u.dtype) if dg is None else dg.add_(own)
+            if wanted[1]:
+
+                def debt(x: Tensor) -> Tensor:
+                    dx = _convolution_backward(ctx.g.unpack(), x, u, geometry, True, False)[0]
+                    assert dx is not None
+                    return dx
+
+                if ctx.layer is None or not ctx.layer.debts.owe(ctx.layer, debt):
+                    dx = debt(ctx.x.unpack())
+        return dg, dx, dw, None, None, None, None
 
 
 class TimeConv(nn.Conv2d):
@@ -148,6 +210,36 @@ class TimeConv(nn.Conv2d):
             return super().forward(input)
         # A view, because the engine answers for inner nodes only (see _wanted).
         return _Convolution.apply(input, self.weight.view_as(self.weight), self.geometry)
+
+
+class _Rectify(torch.autograd.Function):
+    """``max(x, 0)``. torch's second derivative fills a tensor of zeros for every output, and keeps it through a product."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.relu(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Tensor:
+        (y,) = ctx.saved_tensors
+        # Cut off, because the slope is a constant wherever it has a derivative.
+        return torch.ops.aten.threshold_backward(grads[0], y.detach(), 0.0)
+
+
+class Rectifier(nn.Module):
+    """:func:`rectify` as a module."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return rectify(input)
+
+
+def rectify(x: Tensor) -> Tensor:
+    """``max(x, 0)``."""
+    return torch.relu(x) if _has_tangent(x) else _Rectify.apply(x)
 
 
 def _norm_backward(
@@ -172,6 +264,7 @@ class _Norm(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         x, w, _, ctx.eps = inputs
         _, mean, rstd = output
+        ctx.debts = _Debts()
         ctx.mark_non_differentiable(mean, rstd)
         ctx.save_for_backward(x, w, mean, rstd)
 
@@ -180,8 +273,9 @@ class _Norm(torch.autograd.Function):
         x, w, mean, rstd = ctx.saved_tensors
         of_x = _wanted(ctx, 0)
         if torch.is_grad_enabled():
-            return *_NormBackward.apply(grads[0], x, w, mean, rstd, ctx.eps, of_x), None
-        return *_norm_backward(grads[0], x, w, mean, rstd, of_x), None
+            return *_NormBackward.apply(grads[0], x, w, mean, rstd, ctx.eps, of_x, ctx), None
+        dx, dw, db = _norm_backward(grads[0], x, w, mean, rstd, of_x)
+        return ctx.debts.pay(x, dx), dw, db, None
 
 
 class _NormBackward(torch.autograd.Function):
@@ -189,15 +283,16 @@ class _NormBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        g: Tensor, x: Tensor, w: Tensor, mean: Tensor, rstd: Tensor, eps: float, of_x: bool
+        g: Tensor, x: Tensor, w: Tensor, mean: Tensor, rstd: Tensor, eps: float, of_x: bool, layer: Any
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         return _norm_backward(g, x, w, mean, rstd, of_x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        g, x, w, mean, rstd, ctx.eps, _ = inputs
+        g, x, w, mean, rstd, ctx.eps, _, ctx.layer = inputs
         _, dw, db = output
-        ctx.save_for_backward(g, x, w, mean, rstd, dw, db)
+        ctx.g = _keep(g)
+        ctx.save_for_backward(x, w, mean, rstd, dw, db)
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -210,9 +305,9 @@ class _NormBackward(torch.autograd.Function):
 
         Each is a sum of a, g and x with one coefficient a channel.
         """
-        (a, aw, ab), (g, x, w, mean, r, dw, db) = grads, ctx.saved_tensors
+        (a, aw, ab), (x, w, mean, r, dw, db), g = grads, ctx.saved_tensors, ctx.g.unpack()
         if torch.is_grad_enabled():
-            return *_norm_backward_again(g, x, w, ctx.eps, grads), None, None, None, None
+            return *_norm_backward_again(g, x, w, ctx.eps, grads), None, None, None, None, None
         n = x.numel() // x.shape[1]
         q, g_mean = dw / n, db / n
         aw = torch.zeros_like(w) if aw is None else aw
@@ -223,6 +318,7 @@ class _NormBackward(torch.autograd.Function):
             one, zero = torch.ones_like(w), torch.zeros_like(w)
             p, a_mean = (total / n for total in _norm_backward(a, x, w, mean, r, False)[1:])
             s = _norm_backward(a, g, w, zero, one, False)[1] / n - a_mean * g_mean - p * q
+        del g  # read again where it is needed
         cross = r * (aw - w * r * p)
         dg = dx = None
         if _wanted(ctx, 0):
@@ -230,8 +326,17 @@ class _NormBackward(torch.autograd.Function):
         if _wanted(ctx, 1):
             of_a, of_x = -w * r * r * q, -r * r * (w * r * (s - 2 * p * q) + aw * q)
             constant = -of_a * a_mean - cross * g_mean - of_x * mean
-            dx = _combine(constant, (of_a, a), (cross, g), (of_x, x))
-        return dg, dx, n * r * s, None, None, None, None
+            # Only a has to wait for the debt, and it may wait in a lower precision where the pass has one.
+            waiting = None if a is None else _low(a)
+
+            def debt(x: Tensor, a: Tensor | None = waiting) -> Tensor:
+                a = None if a is None else a.to(x.dtype)
+                return _combine(constant, (of_a, a), (cross, ctx.g.unpack()), (of_x, x))
+
+            late = a is None or waiting is not None
+            if not (late and ctx.layer.debts.owe(ctx.layer, debt)):
+                dx = debt(x, a)
+        return dg, dx, n * r * s, None, None, None, None, None
 
 
 def _norm_backward_again(

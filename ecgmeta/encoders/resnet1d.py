@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ecgmeta.encoders.layers import TimeBatchNorm, TimeConv
+from ecgmeta.encoders.layers import Rectifier, TimeBatchNorm, TimeConv, rectify
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.pretrained import Pretrained
 
@@ -61,10 +61,10 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(TimeConv(channels_in, channels, 1), _norm(norm, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = torch.relu(self.norm1(self.conv1(x)))
+        out = rectify(self.norm1(self.conv1(x)))
         # The shortcut's stride is a slice: oneDNN's weight gradient of a strided 1x1 convolution in channels-last layout
         # writes outside its buffers for fewer than 16 channels and an odd batch (torch 2.14 and 2.15, AVX-512).
-        return torch.relu(self.norm2(self.conv2(out)) + self.shortcut(x[..., :: self.stride]))
+        return rectify(self.norm2(self.conv2(out)) + self.shortcut(x[..., :: self.stride]))
 
 
 class ResNet1d(nn.Module, Pretrained):
@@ -100,7 +100,7 @@ class ResNet1d(nn.Module, Pretrained):
         self.lead_names = None if lead_names is None else tuple(lead_names)
         self.num_features = width * 2 ** (len(blocks) - 1)
         self.normalize = Normalize(leads)
-        self.stem = nn.Sequential(TimeConv(leads, width, kernel, 2), _norm(norm, width), nn.ReLU())
+        self.stem = nn.Sequential(TimeConv(leads, width, kernel, 2), _norm(norm, width), Rectifier())
         stages: list[nn.Module] = []
         channels = width
         for stage, depth in enumerate(blocks):

@@ -25,13 +25,22 @@ if TYPE_CHECKING:
 class Labelled:
     """A fine-tuning batch: x (batch, leads, samples) in mV, y (batch, labels) of 0 and 1.
 
-    Its pool and rows let the engine encode each recording once for all batches of an unroll.
+    Where it has a pool and rows, the engine encodes each recording once for all batches of an unroll, and x is read from the
+    pool when it is asked for.
     """
 
-    x: Tensor
+    signals: Tensor | None
     y: Tensor
     pool: Pool | None = None
     rows: Tensor | None = None
+
+    @property
+    def x(self) -> Tensor:
+        if self.signals is not None:
+            return self.signals
+        if self.pool is None or self.rows is None:
+            raise ValueError("a fine-tuning batch needs signals, or a pool and rows")
+        return self.pool.read(self.rows)[0]
 
 
 @dataclass(frozen=True)
@@ -41,9 +50,13 @@ class Pool:
     data: ECGDataset | TensorDataset
     device: torch.device
 
-    def __getitem__(self, rows: Tensor | NDArray[np.int64]) -> Labelled:
+    def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """x and y."""
         x, y = self.data[rows]
-        return Labelled(x.to(self.device), y.to(self.device), self, torch.as_tensor(rows))
+        return x.to(self.device), y.to(self.device)
+
+    def __getitem__(self, rows: Tensor) -> Labelled:
+        return Labelled(None, self.read(rows)[1], self, rows)
 
 
 class SimCLRBatches:
@@ -115,4 +128,5 @@ class SimCLRBatches:
         if pool is None:
             raise ValueError(f"no data for a {purpose} batch: this arm meta-learns nothing")
         rng = numpy_generator(self._seed, purpose, step, k)
-        return pool[rng.choice(len(pool.data), min(self.label_batch_size, len(pool.data)), replace=False)]
+        rows = rng.choice(len(pool.data), min(self.label_batch_size, len(pool.data)), replace=False)
+        return pool[torch.from_numpy(rows)]

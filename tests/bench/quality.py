@@ -7,6 +7,7 @@ Each method is held against its own v from many labels, whose records include th
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ BUDGET = "ridge, λ = 0.3"  # its one v sets the time that the others may take
 def run(width: int, early: int = 50, late: int = 600) -> None:
     """Train, stop at ``early`` and ``late`` steps, and print a table at each."""
     torch.set_num_threads(THREADS)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     started = time.perf_counter()
     cohort = SyntheticCohort(FEW * 2 + MANY, fs=100, duration=5)
     x, y = cohort[slice(0, len(cohort))]
