@@ -3,7 +3,8 @@
 The procedure is ``φ ↦ L_FT-val(FT(θ_N(φ)))``, where ``θ_N(φ)`` is N gradient steps on L_PT from the given θ. Its derivative is
 taken by central differences in random directions, and by reverse mode through all N steps. Both are fair to the implicit route
 only where θ is (nearly) stationary: the implicit function theorem describes a minimum, and away from one the route is the
-derivative of nothing finite. The verdict says so before it blames a solver.
+derivative of nothing finite. There the unroll is itself a Neumann series of N terms, so how far it is from converged is known
+too. The verdict names such faults of the references before it blames a solver.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecgmeta.bilevel.hypergradient import hypergradient
+from ecgmeta.bilevel.hypergradient import MixedProductProblem, hypergradient
 from ecgmeta.bilevel.inverse import Solver
+from ecgmeta.bilevel.optimizers import State
+from ecgmeta.bilevel.precision import double_batch, double_tree, doubled
 from ecgmeta.bilevel.problem import Problem
 from ecgmeta.bilevel.products import DoubleBackward, Products
-from ecgmeta.bilevel.trees import Tree, axpy, dot, gradient, leaves, norm, scale
+from ecgmeta.bilevel.trees import Tree, axpy, clone, dot, gradient, leaves, norm, rounding, scale
 from ecgmeta.bilevel.unroll import FinetuneFactor
 
 
@@ -32,9 +35,12 @@ class Check:
         difference_error: of the route's directional derivatives to central differences.
         reference_error: of the full unroll's to the same differences: the two references against each other.
         step_error: between central differences of step h and h/2; large where they have not converged.
+        repeat_error: between two evaluations of the same loss; the larger of the two losses'.
         gradient_norm, end_gradient_norm: ``‖∇L_PT‖`` at the given θ and after the N inner steps.
-        drift: ``‖θ_N − θ‖ / ‖θ‖``.
-        residual: ``‖v − Hu‖ / ‖v‖`` of the inverse product, measured without damping.
+        drift: ``‖θ_N − θ‖``, relative to the larger of the two norms.
+        residual: ``‖v − Hu‖ / ‖v‖`` of the inverse product, by double backward and without damping.
+        reference_residual: ``‖(I − ηH)ᴺv‖ / ‖v‖``, the same of the N-step unroll where θ is stationary.
+        mixed_error, mixed_scale: of the route's ``Mᵀu`` to double backward's, and how many times that it is by least squares.
         ok, verdict: whether the route agrees within the tolerance, and a sentence that says what to try.
     """
 
@@ -43,10 +49,14 @@ class Check:
     difference_error: float
     reference_error: float
     step_error: float
+    repeat_error: float
     gradient_norm: float
     end_gradient_norm: float
     drift: float
     residual: float
+    reference_residual: float
+    mixed_error: float
+    mixed_scale: float
     ok: bool
     verdict: str
 
@@ -62,6 +72,7 @@ def check_hypergradient(
     val_batch: Any,
     finetune: FinetuneFactor,
     inverse: Solver,
+    head_state: State | None = None,
     products: Products = DoubleBackward,
     inner_steps: int = 200,
     inner_lr: float = 0.1,
@@ -71,54 +82,72 @@ def check_hypergradient(
     double: bool = True,
     seed: int = 0,
 ) -> Check:
-    """Compare ``hypergradient(...)`` with finite differences and with the full unroll. The caller's tensors are not changed.
+    """Compare ``hypergradient(...)`` with finite differences and with the full unroll.
+
+    The caller's tensors and modules are not changed.
 
     Args:
-        inner_steps, inner_lr: N and the step size of the reference's gradient descent on L_PT. Memory grows with N.
+        head_state: state of the warm head optimiser, carried into an unroll.
+        inner_steps, inner_lr: N and η, the step size of the reference's gradient descent on L_PT. Memory grows with N.
         directions: random unit directions of φ for the central differences.
         step: h of the central differences.
         tolerance: largest relative error that is ok.
-        double: work on float64 copies of the trees and of the tensors in the batches. A loss that closes over float32
+        double: work on float64 copies of the trees, of the tensors in the batches, and of the problem where it is a
+            :class:`~ecgmeta.bilevel.problem.ModuleProblem` or has a method ``double``. Another one that closes over float32
             tensors needs ``double=False``, and then a larger ``step``.
         seed: of the directions.
+
+    Raises:
+        ValueError: no inner steps or no directions.
     """
-
-    def copy(tree: Mapping[str, Tensor]) -> Tree:
-        return {n: _cast(t.detach().clone(), double) for n, t in tree.items()}
-
+    if inner_steps < 1 or directions < 1:
+        raise ValueError(
+            f"a check needs inner_steps and directions of at least 1, got {inner_steps} and {directions}"
+        )
+    if double:
+        problem = doubled(problem)
+        pretrain_batch, val_batch = double_batch(pretrain_batch), double_batch(val_batch)
+        train_batches = [double_batch(batch) for batch in train_batches]
+    copy = double_tree if double else clone
     theta, phi, psi = copy(theta), copy(phi), copy(psi)
-    pretrain_batch, val_batch = _cast(pretrain_batch, double), _cast(val_batch, double)
-    train_batches = [_cast(batch, double) for batch in train_batches]
+    head_state = None if head_state is None else {name: copy(tree) for name, tree in head_state.items()}
+
+    def loss(t: Tree, p: Tree) -> Tensor:
+        return problem.pretrain_loss(t, p, pretrain_batch)
 
     def inner(p: Tree, graph: bool) -> Tree:
         current = leaves(theta)
         for _ in range(inner_steps):
-            slope = gradient(problem.pretrain_loss(current, p, pretrain_batch), current, create_graph=graph)
+            slope = gradient(loss(current, p), current, create_graph=graph)
             current = axpy(-inner_lr, slope, current)
             if not graph:
                 current = leaves(current)
         return current
 
-    def value(p: Tree) -> float:
-        end = {n: t.detach() for n, t in inner(p, False).items()}
-        return float(finetune(problem, end, psi, train_batches, val_batch).validation_loss)
+    def tune(t: Tree) -> tuple[float, Tree]:
+        end = {n: value.detach() for n, value in t.items()}
+        found = finetune(problem, end, psi, train_batches, val_batch, head_state)
+        return float(found.validation_loss), found.v
 
-    def slope_norm(at: Tree) -> float:
-        nodes = leaves(at)
-        return float(norm(gradient(problem.pretrain_loss(nodes, phi, pretrain_batch), nodes)))
+    def value(p: Tree) -> float:
+        return tune(inner(p, False))[0]
 
     found = hypergradient(
-        problem, theta, phi, psi, pretrain_batch=pretrain_batch, train_batches=train_batches,
-        val_batch=val_batch, finetune=finetune, inverse=inverse, products=products,
+        problem, theta, phi, psi, pretrain_batch=pretrain_batch, train_batches=train_batches, val_batch=val_batch,
+        finetune=finetune, inverse=inverse, head_state=head_state, products=products,
     )  # fmt: skip
     v, u = found.finetune.v, found.inverse.value
-    residual = float(norm(axpy(-1.0, found.pretrain.hvp(u), v)) / norm(v).clamp(min=1e-300))
+    exact = DoubleBackward(loss, theta, phi)
+    mixed, exact_mixed = scale(-1.0, found.phi), exact.mixed(u)
+    left = v
+    for _ in range(inner_steps):
+        left = axpy(-inner_lr, exact.hvp(left), left)
 
     nodes = leaves(phi)
     path = inner(nodes, True)
-    end = {n: t.detach() for n, t in path.items()}
-    last = finetune(problem, end, psi, train_batches, val_batch).v
+    last = tune(path)[1]
     unrolled = gradient([path[n] for n in last], nodes, grad_outputs=list(last.values()))
+    end = leaves(path)
 
     generator = torch.Generator().manual_seed(seed)
     rows = []
@@ -127,38 +156,63 @@ def check_hypergradient(
         d = scale(1 / float(norm(d)), d)
         slopes = [(value(axpy(h, d, phi)) - value(axpy(-h, d, phi))) / (2 * h) for h in (step, step / 2)]
         rows.append([float(dot(found.phi, d)), float(dot(unrolled, d)), *slopes])
-    route, full, coarse, fine = torch.tensor(rows, dtype=torch.float64).T
-    size = float(norm(found.phi) * norm(unrolled))
+    route, full, coarse, fine = ({"d": column} for column in torch.tensor(rows, dtype=torch.float64).T)
     numbers = {
-        "cosine": float(dot(found.phi, unrolled)) / size if size else 0.0,
-        "unroll_error": float(norm(axpy(-1.0, unrolled, found.phi)) / norm(unrolled).clamp(min=1e-300)),
-        "difference_error": _relative(route, fine),
-        "reference_error": _relative(full, fine),
-        "step_error": _relative(coarse, fine),
-        "gradient_norm": slope_norm(theta),
-        "end_gradient_norm": slope_norm(end),
-        "drift": float(norm(axpy(-1.0, theta, end)) / norm(theta).clamp(min=1e-300)),
-        "residual": residual,
+        "cosine": _share(float(dot(found.phi, unrolled)), float(norm(found.phi)) * float(norm(unrolled))),
+        "unroll_error": _apart(found.phi, unrolled),
+        "difference_error": _apart(route, fine),
+        "reference_error": _apart(full, fine),
+        "step_error": _apart(coarse, fine),
+        "repeat_error": max(
+            _share(abs(float(found.pretrain.loss - exact.loss)), abs(float(exact.loss))),
+            _share(abs(float(found.finetune.validation_loss) - (again := tune(theta)[0])), abs(again)),
+        ),
+        "gradient_norm": float(norm(exact.gradient)),
+        "end_gradient_norm": float(norm(gradient(loss(end, phi), end))),
+        "drift": min(_apart(end, theta), _apart(theta, end)),
+        "residual": _apart(exact.hvp(u), v),
+        "reference_residual": _share(float(norm(left)), float(norm(v))),
+        "mixed_error": _apart(mixed, exact_mixed),
+        "mixed_scale": _share(float(dot(mixed, exact_mixed)), float(dot(exact_mixed, exact_mixed))),
     }
-    ok, verdict = _verdict(numbers, found.message, found.ok, tolerance)
+    supplied = isinstance(problem, MixedProductProblem)
+    fault = "" if found.ok else found.message
+    ok, verdict = _verdict(numbers, fault, supplied, rounding(theta), tolerance)
     return Check(**numbers, ok=ok, verdict=verdict)
 
 
-def _verdict(n: Mapping[str, float], message: str, solved: bool, tolerance: float) -> tuple[bool, str]:
-    """The first cause that explains a disagreement, the references' own faults before the route's."""
-    if not solved:
-        return False, f"not ok: {message}"
-    if not all(value < float("inf") for value in n.values()):
+def _verdict(
+    n: Mapping[str, float], fault: str, supplied: bool, rounding: float, tolerance: float
+) -> tuple[bool, str]:
+    """The first cause that explains a disagreement: what is wrong in itself, then the references' faults, then the route's."""
+    if fault:
+        return False, f"not ok: {fault}"
+    if not all(abs(value) < float("inf") for value in n.values()):
         return False, "not ok: the reference is not finite; try a smaller inner_lr"
+    if n["repeat_error"] > rounding**0.5:
+        return False, (
+            "not ok: a loss is not the same function at every call; hold its noise (ModuleProblem's seed, or at_step)"
+        )
+    few = f"the reference's inner_steps are too few: its own residual is {n['reference_residual']:.1e}"
     if n["unroll_error"] <= tolerance and n["difference_error"] <= tolerance:
+        both = f"; but {few}, so both may be short of the limit" if n["reference_residual"] > tolerance else ""
         return (
             True,
-            f"ok: cosine {n['cosine']:.6f}, relative error {n['unroll_error']:.1e} to the full unroll",
+            f"ok: cosine {n['cosine']:.6f}, relative error {n['unroll_error']:.1e} to the full unroll{both}",
+        )
+    if n["mixed_error"] > tolerance:
+        which = "the problem's mixed_product" if supplied else "the route's mixed product"
+        hint = "check its sign and scale" if supplied else "try products=DoubleBackward"
+        return False, (
+            f"not ok: {which} is wrong: it differs by {n['mixed_error']:.1e} from double backward's, of which it is "
+            f"{n['mixed_scale']:.3g} times; {hint}"
         )
     if n["step_error"] > tolerance:
         return False, "not ok: the finite differences have not converged; try another step, or double=True"
     if n["reference_error"] > tolerance:
-        return False, "not ok: the two references disagree; is the loss the same function at every call?"
+        return False, (
+            "not ok: the two references disagree; does a loss or the fine-tuning detach what depends on θ or φ?"
+        )
     if n["drift"] > tolerance:
         return False, (
             f"not ok: θ is not converged (‖∇L_PT‖ = {n['gradient_norm']:.1e}, and θ moves by {n['drift']:.1e} of its norm), so "
@@ -167,24 +221,21 @@ def _verdict(n: Mapping[str, float], message: str, solved: bool, tolerance: floa
     if n["residual"] > tolerance:
         return False, (
             f"not ok: the inverse product has a residual of {n['residual']:.1e}; try more terms or iterations, a step size "
-            "nearer 1/λmax, or less damping"
+            "nearer 1/λmax, less damping, or products=DoubleBackward"
         )
+    if n["reference_residual"] > tolerance:
+        return False, f"not ok: {few}; try more of them, or a larger inner_lr"
     return False, (
-        "not ok: θ and the inverse are good, so either the inner steps are too few to converge (try more inner_steps) or the "
-        "mixed product is wrong (if the problem supplies mixed_product, check its sign and scale)"
+        "not ok: θ, the mixed product and both residuals are good, so flat directions of L_PT must magnify what is left of the "
+        "residuals; try more inner_steps and more terms or iterations"
     )
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm().clamp(min=1e-300))
+def _share(part: float, whole: float) -> float:
+    """``part / whole``, where 0/0 is 0. In Python's floats: a floor as small as this is 0 in float32."""
+    return part / max(whole, 1e-100)
 
 
-def _cast(batch: Any, double: bool) -> Any:
-    """The same nest of tuples, lists and dicts with its floating tensors in float64."""
-    if isinstance(batch, Tensor):
-        return batch.double() if double and batch.is_floating_point() else batch
-    if isinstance(batch, dict):
-        return {key: _cast(item, double) for key, item in batch.items()}
-    if type(batch) in (tuple, list):
-        return type(batch)(_cast(item, double) for item in batch)
-    return batch
+def _apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """``‖found − expected‖ / ‖expected‖``."""
+    return _share(float(norm(axpy(-1.0, expected, found))), float(norm(expected)))
