@@ -195,7 +195,9 @@ def _verdict(
         )
     few = f"the reference's inner_steps are too few: its own residual is {n['reference_residual']:.1e}"
     if n["unroll_error"] <= tolerance and n["difference_error"] <= tolerance:
-        both = f"; but {few}, so both may be short of the limit" if n["reference_residual"] > tolerance else ""
+        both = (
+            f"; but {few}, so both may be short of the limit" if n["reference_residual"] > tolerance else ""
+        )
         return (
             True,
             f"ok: cosine {n['cosine']:.6f}, relative error {n['unroll_error']:.1e} to the full unroll{both}",

@@ -1,4 +1,4 @@
-"""A convolution and a batch normalisation whose second derivatives cost about what their first do.
+"""Convolution, batch normalisation and rectifier whose second derivatives cost about what their first do, in time and memory.
 
 torch builds the double backward of a convolution from convolutions with swapped axes (the batch as channels), and that of
 batch normalisation from slow reductions; on a CPU they take three times as long as they need to. Here both are written with
@@ -9,6 +9,7 @@ run under forward-mode differentiation; derivatives beyond the second are right 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,11 +32,15 @@ def _wanted(ctx: Any, index: int) -> bool:
     """
     if not ctx.needs_input_grad[index]:
         return False
-    node = ctx.next_functions[index][0]
+    return _will_run(ctx.next_functions[index][0]) is not False
+
+
+def _will_run(node: Any) -> bool | None:
+    """Whether this pass runs a node; None where the engine does not say: of a leaf, or in a torch that keeps it to itself."""
     try:
         return bool(torch._C._will_engine_execute_node(node))
     except (RuntimeError, AttributeError):
-        return True
+        return None
 
 
 def _low(tensor: Tensor) -> Tensor | None:
@@ -61,7 +66,7 @@ class _Debts:
     def owe(self, node: Any, debt: Callable[[Tensor], Tensor]) -> bool:
         """Whether ``debt``, a function of the input, will be paid by the backward pass of ``node`` later in this very pass."""
         task = torch._C._current_graph_task_id()
-        if self._paid == task or not torch._C._will_engine_execute_node(node):
+        if self._paid == task or not _will_run(node):
             return False
         self._open.append((task, debt))
         return True
@@ -76,9 +81,20 @@ class _Debts:
         return dx
 
 
+@dataclass(frozen=True)
+class _Plain:
+    """A tensor kept as it is, in a torch that does not let others save as it does."""
+
+    tensor: Tensor
+
+    def unpack(self) -> Tensor:
+        return self.tensor
+
+
 def _keep(tensor: Tensor) -> Any:
     """Saved as ``save_for_backward`` does it, under the same hooks, but readable by any node; ``unpack()`` gives it back."""
-    return torch._C._autograd._make_saved_tensor(tensor, False)
+    save = getattr(torch._C._autograd, "_make_saved_tensor", None)
+    return _Plain(tensor) if save is None else save(tensor, False)
 
 
 def _cast(*tensors: Tensor) -> list[Tensor]:

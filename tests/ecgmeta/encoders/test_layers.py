@@ -14,7 +14,7 @@ from torch.func import functional_call
 from ecgmeta.bilevel import DoubleBackward, ForwardOverReverse
 from ecgmeta.bilevel.products import Products
 from ecgmeta.encoders import ResNet1d, create_encoder
-from ecgmeta.encoders.layers import TimeBatchNorm, TimeConv
+from ecgmeta.encoders.layers import Rectifier, TimeBatchNorm, TimeConv
 
 
 def _draw(*shape: int, seed: int = 0) -> Tensor:
@@ -154,3 +154,52 @@ def test_the_encoders_products_are_those_of_torchs_layers(norm: str) -> None:
         points.append({**point.hvp(u), **point.mixed(u), **{f"g {n}": g for n, g in point.gradient.items()}})
     for found in points[:-1]:
         torch.testing.assert_close(found, points[-1])
+
+
+def test_a_torch_that_keeps_its_engine_to_itself_gives_the_same_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the layers ask of torch beyond its public interface saves time and memory, and changes nothing else."""
+    x = _draw(4, 2, 40)
+    encoder = (
+        create_encoder("resnet18", leads=2, width=4, generator=torch.Generator().manual_seed(0))
+        .double()
+        .train()
+    )
+    theta = dict(encoder.named_parameters())
+    u = {name: _draw(*value.shape, seed=k) for k, (name, value) in enumerate(theta.items())}
+
+    def product() -> dict[str, Tensor]:
+        def loss(theta: dict[str, Tensor], phi: dict[str, Tensor]) -> Tensor:
+            return functional_call(encoder, theta, (x * phi["gain"],)).pow(2).mean()
+
+        point = DoubleBackward(loss, theta, {"gain": torch.ones(2, 1, dtype=torch.float64)})
+        return {**point.hvp(u), **point.mixed(u)}
+
+    expected = product()
+    monkeypatch.delattr(torch._C, "_will_engine_execute_node")
+    monkeypatch.delattr(torch._C._autograd, "_make_saved_tensor", raising=False)
+    for name, value in product().items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_a_pass_that_was_broken_off_leaves_no_debt_behind() -> None:
+    block = nn.Sequential(TimeConv(2, 3, 3), _norm(), Rectifier(), TimeConv(3, 2, 3)).double()
+    x = _draw(4, 2, 1, 9).requires_grad_()
+    out = block(x)
+    first = torch.autograd.grad(out.pow(3).sum(), [x, *block.parameters()], create_graph=True)
+    weights = [_draw(*g.shape, seed=k) for k, g in enumerate(first)]
+
+    def second() -> Tensor:
+        return torch.autograd.grad(first, x, grad_outputs=weights, retain_graph=True)[0]
+
+    expected = second()
+
+    def fail(grad: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    handle = out.register_hook(fail)  # between the second derivatives and the layers' own backward
+    with pytest.raises(KeyboardInterrupt):
+        second()
+    handle.remove()
+    torch.testing.assert_close(second(), expected, rtol=0, atol=0)
