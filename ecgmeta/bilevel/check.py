@@ -194,7 +194,9 @@ def _verdict(
         )
     few = f"the reference's inner_steps are too few: its own residual is {n['reference_residual']:.1e}"
     if n["unroll_error"] <= tolerance and n["difference_error"] <= tolerance:
-        both = f"; but {few}, so both may be short of the limit" if n["reference_residual"] > tolerance else ""
+        both = (
+            f"; but {few}, so both may be short of the limit" if n["reference_residual"] > tolerance else ""
+        )
         return (
             True,
             f"ok: cosine {n['cosine']:.6f}, relative error {n['unroll_error']:.1e} to the full unroll{both}",
@@ -205,6 +207,11 @@ def _verdict(
         return False, (
             f"not ok: {which} is wrong: it differs by {n['mixed_error']:.1e} from double backward's, of which it is "
             f"{n['mixed_scale']:.3g} times; {hint}"
+        )
+    if n["reference_residual"] > 1:
+        return False, (
+            f"not ok: the reference's inner steps diverge (their residual is {n['reference_residual']:.1e}); try a smaller "
+            "inner_lr, or θ is at no minimum"
         )
     if n["step_error"] > tolerance:
         return False, "not ok: the finite differences have not converged; try another step, or double=True"
