@@ -6,7 +6,7 @@ Another graph (TorchOpt keeps all K steps in one) and other optimisers than ours
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -38,6 +38,15 @@ class Finetune(nn.Module):
         return (self.head(self.encoder(batch[0])) - batch[1]).square().mean()
 
 
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    """TorchOpt takes Adam's bias corrections in the default type, whatever the parameters' is."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
 SGD_SETTINGS = {"lr": 0.3, "momentum": 0.7, "weight_decay": 0.02}
 ADAM_SETTINGS = {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.02}
 
@@ -55,13 +64,13 @@ def test_the_gradient_through_k_steps_is_torchopts(
 ) -> None:
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.Tanh())
-    net = Finetune(encoder).double()
+    net = Finetune(encoder)
     problem = ModuleProblem(Pretrain(encoder), net)
     draw = torch.Generator().manual_seed(1)
     batches: list[Batch] = [
         (
-            torch.randn(6, 4, generator=draw, dtype=torch.float64),
-            torch.randn(6, 2, generator=draw, dtype=torch.float64),
+            torch.randn(6, 4, generator=draw),
+            torch.randn(6, 2, generator=draw),
         )
         for _ in range(steps + 1)
     ]
