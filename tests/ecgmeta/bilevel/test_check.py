@@ -187,6 +187,6 @@ def test_the_warm_head_state_is_passed_on_everywhere() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"inner_steps": 0}, {"directions": 0}])
-def test_a_check_needs_steps_and_directions(settings: dict[str, int]) -> None:
+def test_a_check_needs_steps_and_directions(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         check(**settings)

@@ -125,7 +125,7 @@ def setting(kind: type[ModuleProblem], **settings: Any) -> tuple[ModuleProblem, 
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     with torch.no_grad():
         for name, value in problem.theta.items():
             value.copy_(exact.theta[name])
