@@ -22,7 +22,7 @@ from ecgmeta.bilevel.optimizers import State
 from ecgmeta.bilevel.precision import double_batch, double_tree, doubled
 from ecgmeta.bilevel.problem import Problem
 from ecgmeta.bilevel.products import DoubleBackward, Products
-from ecgmeta.bilevel.trees import Tree, axpy, clone, dot, gradient, leaves, norm, rounding, scale
+from ecgmeta.bilevel.trees import Tree, axpy, clone, detach, dot, gradient, leaves, norm, rounding, scale
 from ecgmeta.bilevel.unroll import FinetuneFactor
 
 
@@ -125,9 +125,8 @@ def check_hypergradient(
         return current
 
     def tune(t: Tree) -> tuple[float, Tree]:
-        end = {n: value.detach() for n, value in t.items()}
-        found = finetune(problem, end, psi, train_batches, val_batch, head_state)
-        return float(found.validation_loss), found.v
+        tuned = finetune(problem, detach(t), psi, train_batches, val_batch, head_state)
+        return float(tuned.validation_loss), tuned.v
 
     def value(p: Tree) -> float:
         return tune(inner(p, False))[0]
@@ -147,7 +146,7 @@ def check_hypergradient(
     path = inner(nodes, True)
     last = tune(path)[1]
     unrolled = gradient([path[n] for n in last], nodes, grad_outputs=list(last.values()))
-    end = leaves(path)
+    end = detach(path)
 
     generator = torch.Generator().manual_seed(seed)
     rows = []
@@ -168,7 +167,7 @@ def check_hypergradient(
             _share(abs(float(found.finetune.validation_loss) - (again := tune(theta)[0])), abs(again)),
         ),
         "gradient_norm": float(norm(exact.gradient)),
-        "end_gradient_norm": float(norm(gradient(loss(end, phi), end))),
+        "end_gradient_norm": float(norm(DoubleBackward(loss, end, phi).gradient)),
         "drift": min(_apart(end, theta), _apart(theta, end)),
         "residual": _apart(exact.hvp(u), v),
         "reference_residual": _share(float(norm(left)), float(norm(v))),
@@ -208,6 +207,11 @@ def _verdict(
         return False, (
             f"not ok: {which} is wrong: it differs by {n['mixed_error']:.1e} from double backward's, of which it is "
             f"{n['mixed_scale']:.3g} times; {hint}"
+        )
+    if n["reference_residual"] > 1:
+        return False, (
+            f"not ok: the reference's inner steps diverge (their residual is {n['reference_residual']:.1e}); try a smaller "
+            "inner_lr, or θ is at no minimum"
         )
     if n["step_error"] > tolerance:
         return False, "not ok: the finite differences have not converged; try another step, or double=True"

@@ -30,7 +30,8 @@ def doubled(problem: P) -> P:
     """The problem in float64: a deep copy where it holds tensors (modules, or a method ``double``), or the problem itself.
 
     Buffers and frozen parameters of a :class:`~ecgmeta.bilevel.problem.ModuleProblem` follow; the caller's modules are not
-    touched. Tensors that a module keeps as plain attributes do not: register them as buffers.
+    touched. Tensors that a module keeps as plain attributes do not: register them as buffers. Noise is another in float64:
+    dropout draws other masks from the same seed.
     """
     if isinstance(problem, DoubleProblem):
         other = copy.deepcopy(problem)

@@ -59,6 +59,28 @@ class Quadratic:
         """``dL_val/dφ = Bᵀv`` at θ* = Bφ, because ``−MᵀH⁻¹ = (AB)ᵀA⁻¹ = Bᵀ``."""
         return self.B.T @ self.v(self.B @ phi, psi, steps, lr)
 
+    def v_momentum(
+        self, theta: Tensor, psi: Tensor, buffer: Tensor, steps: int, *, lr: float, momentum: float, decay: float,
+        encoder: bool,
+    ) -> Tensor:  # fmt: skip
+        """``dL_val/dθ`` after K steps ``b ← μb + Gw``, ``w ← w − ηb`` on w = (θ, ψ), as powers of one matrix.
+
+        ``G = QᵀQ + λI`` with ``Q = [−C, I]``; without ``encoder`` its rows of θ are zero. b starts from (0, ``buffer``).
+        """
+        n, m = len(theta), len(psi)
+        eye = torch.eye(n + m, dtype=theta.dtype)
+        q = torch.cat([-self.C, torch.eye(m, dtype=theta.dtype)], 1)
+        g = q.T @ q + decay * eye
+        if not encoder:
+            g[:n] = 0
+        step = torch.cat(
+            [torch.cat([eye - lr * g, -lr * momentum * eye], 1), torch.cat([g, momentum * eye], 1)]
+        )
+        power = torch.linalg.matrix_power(step, steps)
+        end = (power @ torch.cat([theta, psi, torch.zeros_like(theta), buffer]))[: n + m]
+        out = torch.cat([self.D, torch.eye(m, dtype=theta.dtype)], 1)
+        return (power[: n + m].T @ (out.T @ (out @ end - self.t)))[:n]
+
     def best_phi(self, psi: Tensor, steps: int, lr: float) -> Tensor:
         """The φ that minimises the validation loss when fine-tuning starts from the given ψ."""
         kept = (1 - lr) ** steps
@@ -146,9 +168,13 @@ class Multitask:
         return torch.linalg.solve(self.hessian(phi), moments)
 
     def hypergradient(self, phi: Tensor, psi: Tensor, steps: int, lr: float) -> Tensor:
-        """``dL_val/dφ_t = −e^{φ_t} ⟨X_tᵀ(X_tθ*−y_t)/n, H⁻¹v⟩``."""
+        """``dL_val/dφ`` after K gradient steps on ψ."""
+        return self.pull_back(phi, self.stage.v(self.solution(phi), psi, steps, lr))
+
+    def pull_back(self, phi: Tensor, v: Tensor, damping: float = 0.0) -> Tensor:
+        """From v at θ*(φ) to φ: ``−e^{φ_t} ⟨X_tᵀ(X_tθ*−y_t)/n, (H + damping·I)⁻¹v⟩``."""
         w = self.solution(phi)
-        u = torch.linalg.solve(self.hessian(phi), self.stage.v(w, psi, steps, lr))
+        u = torch.linalg.solve(self.hessian(phi) + damping * torch.eye(len(v), dtype=v.dtype), v)
         residuals = self.X @ w - self.y
         return -phi.exp() * torch.einsum("tni,tn,i->t", self.X, residuals, u) / self.X.shape[1]
 

@@ -35,9 +35,14 @@ class Twice(Supplied):
     factor = 2.0
 
 
-class Noisy(Quadratic):
+class NoisyPretraining(Quadratic):
     def pretrain_loss(self, theta: Tree, phi: Tree, batch: Any) -> Tensor:
-        return super().pretrain_loss(theta, phi, batch) * (1 + 0.1 * torch.rand(()))
+        return super().pretrain_loss(theta, phi, batch) + 1e-3 * torch.rand(()) * theta["w"].sum()
+
+
+class NoisyFinetuning(Quadratic):
+    def finetune_loss(self, theta: Tree, psi: Tree, batch: Any) -> Tensor:
+        return super().finetune_loss(theta, psi, batch) * (1 + 1e-3 * torch.rand(()))
 
 
 class Detached(Quadratic):
@@ -103,12 +108,14 @@ def test_right_settings_are_ok(kind: type[Quadratic]) -> None:
         ({"away": 1.0}, "θ is not converged"),
         ({"kind": WrongSign}, "the problem's mixed_product is wrong: .* -1 times; check its sign and scale"),
         ({"kind": Twice}, "the problem's mixed_product is wrong: .* 2 times; check its sign and scale"),
-        ({"inner_steps": 4}, "inner_steps are too few: its own residual is 1.*e-01"),
+        ({"inner_steps": 4}, "inner_steps are too few: its own residual is 8.2e-02"),
         ({"kind": Twice, "inner_steps": 4}, "mixed_product is wrong"),  # a fault in itself comes first
         # A flat direction, which N steps hardly touch and 2N hardly more: seen in the residual, not in the change.
         ({"low": 1e-4, "inverse": ConjugateGradient(6)}, "inner_steps are too few"),
-        ({"inner_lr": 4.0}, "smaller inner_lr"),
-        ({"kind": Noisy}, "not the same function at every call"),
+        ({"inner_lr": 4.0}, "inner steps diverge.* smaller inner_lr"),
+        ({"inner_lr": 1e200}, "not finite; try a smaller inner_lr"),
+        ({"kind": NoisyPretraining}, "not the same function at every call"),
+        ({"kind": NoisyFinetuning}, "not the same function at every call"),
         ({"kind": Detached}, "detach"),
     ],
 )
@@ -132,10 +139,11 @@ def test_a_problem_in_float32_is_checked_in_float32_or_in_a_float64_copy() -> No
     turn(problem, torch.float32)
     in_single = check(problem=problem, double=False, step=0.1)
     assert in_single.ok, in_single.verdict
-    assert 1e-8 < in_single.unroll_error < 1e-4  # float32's rounding, where float64's would be 1e-15
+    assert 1e-8 < in_single.unroll_error < 1e-4  # float32's rounding, which float64 would not leave
     in_double = check(problem=problem)
     assert in_double.ok, in_double.verdict
-    assert in_double.unroll_error < 1e-8
+    assert in_double.mixed_error == 0
+    assert in_double.residual < 1e-10 < in_single.residual
     assert problem.A.dtype == torch.float32
 
 

@@ -20,7 +20,7 @@ from ecgmeta.bilevel import (
     Unroll,
     check_hypergradient,
 )
-from ecgmeta.bilevel.precision import double_batch
+from ecgmeta.bilevel.precision import double_batch, doubled
 
 
 @dataclass(frozen=True)
@@ -109,19 +109,26 @@ def setting(kind: type[ModuleProblem], **settings: Any) -> tuple[ModuleProblem, 
     torch.manual_seed(0)
     encoder = Encoder()
     pretrain, finetune = Pretrain(encoder), Finetune(encoder)
-    nn.init.constant_(pretrain.pull.weight, -1.0)
+    nn.init.constant_(pretrain.pull.weight, 0.5)
     problem = kind(pretrain, finetune, hyper=pretrain.pull, **settings)
     problem.at_step(3)
     x, y, pool = torch.randn(8, 2, 9), torch.randn(8, 2), Pool(torch.randn(10, 2, 9), torch.randn(10))
-    optimizer = torch.optim.LBFGS(problem.theta.values(), max_iter=200, line_search_fn="strong_wolfe")
+    # Found on the float64 copy: of another type, dropout draws other masks.
+    exact = doubled(problem)
+    optimizer = torch.optim.LBFGS(
+        exact.theta.values(), max_iter=300, tolerance_grad=1e-10, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = problem.pretrain_loss(problem.theta, problem.phi, (x, y))
+        loss = exact.pretrain_loss(exact.theta, exact.phi, (x.double(), y.double()))
         loss.backward()
         return loss
 
     optimizer.step(closure)
+    with torch.no_grad():
+        for name, value in problem.theta.items():
+            value.copy_(exact.theta[name])
     return problem, x, y, pool
 
 
@@ -130,18 +137,17 @@ def check(problem: ModuleProblem, pretrain_batch: Any, labelled: Callable[[list[
     return check_hypergradient(
         problem, problem.theta, problem.phi, problem.psi, pretrain_batch=pretrain_batch, train_batches=train,
         val_batch=validation, finetune=Unroll(2, SGD(0.2, momentum=0.5)), inverse=ConjugateGradient(40),
-        inner_steps=200, inner_lr=0.3, directions=1,
+        inner_steps=30, inner_lr=0.2, directions=1,
     )  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "form", "finetune_mode", "statistics"),
     [
-        (ModuleProblem, "tuple", "train", "update"),
-        (ModuleProblem, "dataclass", "eval", "frozen"),
-        (FeatureModuleProblem, "dataclass", "train", "frozen"),
-        (FeatureModuleProblem, "tuple", "eval", "update"),
+        (ModuleProblem, "tuple", "eval", "update"),
+        (ModuleProblem, "dataclass", "train", "frozen"),
+        (FeatureModuleProblem, "dataclass", "eval", "frozen"),  # features of pooled batches
+        (FeatureModuleProblem, "dataclass", "train", "update"),
     ],
 )
 def test_modules_in_float32_are_checked_in_float64_and_left_alone(
@@ -157,7 +163,7 @@ def test_modules_in_float32_are_checked_in_float64_and_left_alone(
 
     found = check(problem, (x, y) if form == "tuple" else Views(x, y), labelled)
     assert found.ok, found.verdict
-    assert max(found.unroll_error, found.difference_error) < 5e-3  # θ is a minimum to float32 only
+    assert max(found.unroll_error, found.difference_error) < 1e-3  # θ is a minimum to float32 only
     assert found.repeat_error == 0  # dropout is held
     for old, module in zip(before, (problem.pretrain, problem.finetune), strict=True):
         torch.testing.assert_close(old, dict(module.state_dict()), rtol=0, atol=0)
