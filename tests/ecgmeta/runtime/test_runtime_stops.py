@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import signal
 import threading
 
@@ -21,7 +20,7 @@ def test_a_first_signal_is_noted_and_acts_when_it_is_asked_for(number: signal.Si
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with stop_between_steps() as stop:
         stop.check()
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         finished = True  # the step under way goes on
         with pytest.raises(Stopped, match=f"stopped by {number.name}") as caught:
             stop.check()
@@ -32,10 +31,10 @@ def test_a_first_signal_is_noted_and_acts_when_it_is_asked_for(number: signal.Si
 
 def test_a_second_signal_acts_at_once() -> None:
     with stop_between_steps() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert stop.number == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_the_handlers_come_back_after_a_failure() -> None:
