@@ -37,7 +37,7 @@ def test_stops_and_crashes_leave_no_trace(
     def stop(number: int, at: int, stage: str = "pre-training") -> int:
         def action(done: int, total: int, text: str) -> None:
             if done == at and text.startswith(stage):
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
 
         with watched(action):
             return pretrain(folder, *OPTIONS)
