@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ecgmeta.augment import LearnedWarp, functional
+from ecgmeta.bilevel import CentralDifference, DoubleBackward, ForwardOverReverse
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.seeds import seeded
 
@@ -256,3 +257,31 @@ def test_an_unknown_argument_of_the_caller_is_refused(saved: Path) -> None:
 
 def test_its_text_names_what_matters() -> None:
     assert repr(_warp(magnitude=1.5)) == "LearnedWarp(leads=3, fs=100.0, global_magnitude=1.5)"
+
+
+def test_every_route_to_the_second_derivatives_agrees_through_the_warp() -> None:
+    """Double backward, forward over reverse, and central differences with the order that they promise."""
+    x = torch.randn(4, 2, 240, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.nn.functional.avg_pool1d(x, 9, 1, 4)
+    warp = LearnedWarp(2, magnitude=0.4).double().train()
+    noise = warp.draw(x, torch.Generator().manual_seed(1))
+    phi = {name: value.detach() for name, value in warp.named_parameters()}
+    theta = {"w": torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)}
+
+    def loss(theta: dict[str, torch.Tensor], phi: dict[str, torch.Tensor]) -> torch.Tensor:
+        views = torch.func.functional_call(warp, phi, (x, noise))
+        return torch.nn.functional.conv1d(views, theta["w"]).tanh().square().mean()
+
+    u = {"w": torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)}
+    exact = DoubleBackward(loss, theta, phi)
+    forward = ForwardOverReverse(loss, theta, phi)
+    errors = []
+    for product in ("hvp", "mixed"):
+        expected = getattr(exact, product)(u)
+        for name, value in getattr(forward, product)(u).items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-14)
+        for step in (2e-3, 1e-3):
+            found = getattr(CentralDifference(step)(loss, theta, phi), product)(u)
+            errors.append(max(float((found[n] - expected[n]).abs().max()) for n in found))
+    for coarse, fine in (errors[:2], errors[2:]):
+        assert 3.5 < coarse / fine < 4.5  # second order
