@@ -145,7 +145,7 @@ def check_hypergradient(
     nodes = leaves(phi)
     path = inner(nodes, True)
     last = tune(path)[1]
-    unrolled = gradient([path[n] for n in last], nodes, grad_outputs=list(last.values()))
+    unrolled = detach(gradient([path[n] for n in last], nodes, grad_outputs=list(last.values())))
     end = detach(path)
 
     generator = torch.Generator().manual_seed(seed)

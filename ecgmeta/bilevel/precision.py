@@ -59,6 +59,8 @@ def double_batch(batch: Any) -> Any:
     """
     if isinstance(batch, Tensor):
         return batch.double() if batch.is_floating_point() else batch
+    if isinstance(batch, PooledBatch) and batch.pool is not None:
+        batch = batch.pool[batch.rows]
     if isinstance(batch, dict):
         return {key: double_batch(item) for key, item in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_make"):

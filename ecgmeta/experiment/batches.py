@@ -40,23 +40,33 @@ class Labelled:
             return self.signals
         if self.pool is None or self.rows is None:
             raise ValueError("a fine-tuning batch needs signals, or a pool and rows")
-        return self.pool.read(self.rows)[0]
+        return self.pool[self.rows].x
 
 
 @dataclass(frozen=True)
 class Pool:
-    """MetaFT recordings, from which fine-tuning batches are drawn."""
+    """MetaFT recordings, from which fine-tuning batches are drawn.
+
+    Args:
+        data: ``data[rows]`` has the signals (rows, leads, samples) in mV first.
+        labels: (recordings, labels) of 0 and 1.
+        device: where batches go.
+    """
 
     data: ECGDataset | TensorDataset
+    labels: Tensor
     device: torch.device
 
-    def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """x and y."""
-        x, y = self.data[rows]
-        return x.to(self.device), y.to(self.device)
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def draw(self, rows: Tensor) -> Labelled:
+        """A batch that reads its signals when it is asked for them."""
+        return Labelled(None, self.labels[rows].to(self.device), self, rows)
 
     def __getitem__(self, rows: Tensor) -> Labelled:
-        return Labelled(None, self.read(rows)[1], self, rows)
+        """A batch that stands alone, its signals read."""
+        return Labelled(self.data[rows][0].to(self.device), self.labels[rows].to(self.device))
 
 
 class SimCLRBatches:
@@ -86,7 +96,8 @@ class SimCLRBatches:
     ) -> None:
         self._pretrain = pretrain
         self._train, self._validation = (
-            None if data is None else Pool(data, device) for data in (train, validation)
+            None if data is None else Pool(data, torch.from_numpy(data.labels), device)
+            for data in (train, validation)
         )
         self._static, self._augmenter = static, augmenter
         self.batch_size = min(batch_size, len(pretrain))
@@ -128,5 +139,5 @@ class SimCLRBatches:
         if pool is None:
             raise ValueError(f"no data for a {purpose} batch: this arm meta-learns nothing")
         rng = numpy_generator(self._seed, purpose, step, k)
-        rows = rng.choice(len(pool.data), min(self.label_batch_size, len(pool.data)), replace=False)
-        return pool[torch.from_numpy(rows)]
+        rows = rng.choice(len(pool), min(self.label_batch_size, len(pool)), replace=False)
+        return pool.draw(torch.from_numpy(rows))

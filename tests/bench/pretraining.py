@@ -68,8 +68,8 @@ class Batches:
         self.x, self.size = x[:batch], batch
         x, y = x.to(dtype), y.to(dtype)
         cpu = torch.device("cpu")
-        self.labels = Pool(TensorDataset(x[batch:], y[batch:]), cpu)
-        self.held_out = Pool(TensorDataset(x[:batch], y[:batch]), cpu)
+        self.labels = Pool(TensorDataset(x[batch:]), y[batch:], cpu)
+        self.held_out = Pool(TensorDataset(x[:batch]), y[:batch], cpu)
         self.static, self.augmenter, self.dtype = paper_static(), augmenter, dtype
         self.generator = torch.Generator().manual_seed(1)
 
@@ -86,10 +86,10 @@ class Batches:
 
     def train(self, step: int, k: int) -> Labelled:
         order = torch.randperm(2 * self.size, generator=torch.Generator().manual_seed(k))
-        return self.labels[order[: self.size]]
+        return self.labels.draw(order[: self.size])
 
     def validation(self, step: int, k: int = 0) -> Labelled:
-        return self.held_out[torch.arange(self.size)]
+        return self.held_out.draw(torch.arange(self.size))
 
 
 class Problem(FeatureModuleProblem):

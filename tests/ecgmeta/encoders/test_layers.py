@@ -156,6 +156,23 @@ def test_the_encoders_products_are_those_of_torchs_layers(norm: str) -> None:
         torch.testing.assert_close(found, points[-1])
 
 
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_training_under_autocast_is_as_precise_as_with_torchs_layers(norm: str) -> None:
+    x = _draw(8, 2, 80).float()
+
+    def slope(native: bool, low: bool) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        encoder = create_encoder("resnet18", leads=2, width=8, norm=norm, generator=generator)
+        encoder = _native(encoder) if native else encoder
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            value = encoder(x).float().pow(2).mean()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(value, list(encoder.parameters()))])
+
+    exact = slope(native=True, low=False)
+    ours, theirs = (float((slope(native, True) - exact).norm() / exact.norm()) for native in (False, True))
+    assert 1e-3 < ours < 1.3 * theirs
+
+
 def test_a_torch_that_keeps_its_engine_to_itself_gives_the_same_products(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from ecgmeta.augment import LearnedWarp, paper_static
 from ecgmeta.bilevel.features import PooledBatch
+from ecgmeta.bilevel.precision import double_batch
 from ecgmeta.data import ECGDataset
 from ecgmeta.data.leads import STANDARD_LEADS
 from ecgmeta.experiment.batches import SimCLRBatches
@@ -117,11 +118,21 @@ def test_an_arm_that_learns_nothing_has_no_labelled_batches() -> None:
 
 def test_an_unroll_encodes_each_recording_of_its_pool_once() -> None:
     batches = make(label_batch_size=6)
-    first, second, held_out = batches.train(0, 0), batches.train(0, 1), batches.validation(0)
+    first, second, held_out = batches.train(0, 0), batches.train(0, 1), batches.validation(0, 0)
     assert isinstance(first, PooledBatch)
+    assert first.signals is None  # read when they are wanted
     assert first.pool is second.pool is not held_out.pool
     assert first.pool is not None
     assert first.rows is not None
     again = first.pool[first.rows]
     assert again.x.equal(first.x)
     assert again.y.equal(first.y)
+    assert again.pool is None
+
+
+def test_a_batch_of_a_pool_goes_to_float64_with_its_signals() -> None:
+    batch = make(label_batch_size=6).train(0, 0)
+    double = double_batch(batch)
+    assert double.pool is None
+    assert double.x.dtype == double.y.dtype == torch.float64
+    torch.testing.assert_close(double.x, batch.x.double(), rtol=0, atol=0)

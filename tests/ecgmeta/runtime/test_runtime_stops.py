@@ -30,11 +30,14 @@ def test_a_first_signal_is_noted_and_acts_when_it_is_asked_for(number: signal.Si
 
 
 def test_a_second_signal_acts_at_once() -> None:
+    # A shell starts a background job with SIGINT ignored, and then there is no action to come back to.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with stop_between_steps() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.number == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_the_handlers_come_back_after_a_failure() -> None:
