@@ -35,10 +35,11 @@ class TargetProblem(FeatureProblem, Protocol):
 class ImplicitHead:
     """A linear head with intercept, solved to its optimum on the features of the fine-tuning batch.
 
-    ``"ridge"``: ``W = argmin ‖F̃W − Ỹ‖²/n + λs‖W‖²`` on centred features and targets, and the loss is the mean square of its
-    *leave-one-out* errors ``(y − ŷ)ᵢ / (1 − hᵢᵢ)`` on the validation batch, which should hold all MetaFT data: no split is
-    needed. ``"logistic"``: the penalised logistic head fitted on the train batch by Newton's method; the loss is the validation
-    cross-entropy, differentiated by the implicit function theorem.
+    ``"ridge"``: ``W = argmin ‖F̃W − Ỹ‖²/n + λs‖W‖²`` on centred features and standardised targets, so that a rare label counts
+    as much as a frequent one, as it does in a macro average. The loss is the mean square of its *leave-one-out* errors
+    ``(y − ŷ)ᵢ / (1 − hᵢᵢ)`` on the validation batch, which should hold all MetaFT data: no split is needed. ``"logistic"``: the
+    penalised logistic head fitted on the train batch by Newton's method; the loss is the validation cross-entropy,
+    differentiated by the implicit function theorem.
 
     The optimum on all labels is no mean of the ranks' optima: give every data-parallel rank the same, whole batches.
 
@@ -50,7 +51,7 @@ class ImplicitHead:
     """
 
     kind: Literal["ridge", "logistic"] = "ridge"
-    penalty: float = 0.1
+    penalty: float = 1.0
     newton_steps: int = 25
 
     def __post_init__(self) -> None:
@@ -79,11 +80,18 @@ class ImplicitHead:
         nodes = leaves(encoded.features)
         targets = [problem.targets(batch).to(next(iter(nodes.values())).dtype) for batch in batches]
         if self.kind == "ridge":
-            loss = leave_one_out(nodes["0"], targets[0], self.penalty)
+            loss = leave_one_out(nodes["0"], standardise(targets[0]), self.penalty)
         else:
             loss = logistic(nodes["0"], targets[0], nodes["1"], targets[1], self.penalty, self.newton_steps)
         cotangents: Tree = gradient(loss, nodes)
         return FinetuneGradient(encoded.pull_back(cotangents), loss.detach(), ())
+
+
+def standardise(targets: Tensor) -> Tensor:
+    """Each output (examples, outputs) with mean 0 and SD 1; all 0 where it is a constant."""
+    centred = targets - targets.mean(0)
+    sd = centred.square().mean(0).sqrt()
+    return torch.where(sd > 0, centred / sd, 0.0)
 
 
 def leave_one_out(features: Tensor, targets: Tensor, penalty: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Half the memory for a graph that will be differentiated again.
 
-What a gradient's own graph saves is read in full precision once, by the pass that computes the gradient. After that only the
-products read it, and where those run in a lower precision anyway, it may lie in memory in that precision.
+What a gradient's own graph saves is read in full precision once at most, by the pass that computes the gradient. After that
+only the products read it, and where those run in a lower precision anyway, it may lie in memory in that precision.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ class CompactGraph:
         self._first = False
         with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
             yield
+        # What the first pass had no use for, as everything between φ and the network's input.
+        for kept in self._kept.values():
+            kept.value = kept.value.to(self._dtype)
         self._kept.clear()
 
     def _pack(self, tensor: Tensor) -> Tensor | _Kept:

@@ -49,6 +49,10 @@ def cast(*tensors: Tensor) -> list[Tensor]:
     ]
 
 
+Debt = Callable[[Tensor, Tensor | None], Tensor]
+"""Of a layer's input and of the gradient so far: that gradient and what is owed to it, in place; alone where there is none."""
+
+
 class Debts:
     """What second derivatives owe the gradient of a layer's input, paid when the layer's own backward runs.
 
@@ -58,11 +62,11 @@ class Debts:
     """
 
     def __init__(self) -> None:
-        self._open: list[tuple[int, Callable[[Tensor], Tensor]]] = []
+        self._open: list[tuple[int, Debt]] = []
         self._paid = -1
 
-    def owe(self, node: Any, debt: Callable[[Tensor], Tensor]) -> bool:
-        """Whether ``debt``, a function of the input, will be paid by the backward pass of ``node`` later in this very pass."""
+    def owe(self, node: Any, debt: Debt) -> bool:
+        """Whether ``debt`` will be paid by the backward pass of ``node`` later in this very pass."""
         task = torch._C._current_graph_task_id()
         if self._paid == task or not will_run(node):
             return False
@@ -75,7 +79,7 @@ class Debts:
         debts, self._open = self._open, []
         for number, debt in debts:
             if number == task and dx is not None:
-                dx.add_(debt(x))
+                dx = debt(x, dx)
         return dx
 
 

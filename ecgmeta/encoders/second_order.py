@@ -7,6 +7,7 @@ the kernels of the first derivatives. Derivatives beyond the second are right as
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from ecgmeta.encoders.passes import Debts, cast, keep, lowered, wanted_by_pass
 
 Geometry = tuple[int, int]
 """Stride and padding along time."""
+
+Term = tuple[Tensor, Tensor | None]
+"""A coefficient a channel and what it multiplies."""
 
 
 def _convolve(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
@@ -27,14 +31,18 @@ def _convolve(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
 def _convolution_backward(
     g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, of_x: bool, of_w: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x and w, each in its own precision."""
+    """Gradients of x and w, in the precision of the arithmetic. x serves as a shape where only its own is asked for."""
     if not (of_x or of_w):
         return None, None
     stride, padding = geometry
     dx, dw, _ = torch.ops.aten.convolution_backward(
         *cast(g, x, w), None, [1, stride], [0, padding], [1, 1], False, [0, 0], 1, [of_x, of_w, False]
     )
-    return (dx.to(x.dtype) if of_x else None), (dw.to(w.dtype) if of_w else None)
+    return (dx if of_x else None), (dw if of_w else None)
+
+
+def _to(dtype: torch.dtype, tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
 
 
 class Convolution(torch.autograd.Function):
@@ -55,11 +63,10 @@ class Convolution(torch.autograd.Function):
         x, w = ctx.saved_tensors
         wanted = wanted_by_pass(ctx, 0), wanted_by_pass(ctx, 1)
         if torch.is_grad_enabled():
-            dx, dw = _ConvolutionBackward.apply(grads[0], x, w, ctx.geometry, *wanted, ctx)
-        else:
-            dx, dw = _convolution_backward(grads[0], x, w, ctx.geometry, *wanted)
-            dx = ctx.debts.pay(x, dx)
-        return dx, dw, None
+            return *_ConvolutionBackward.apply(grads[0], x, w, ctx.geometry, *wanted, ctx), None
+        (x,) = cast(x)  # from here on it is not needed in full
+        dx, dw = _convolution_backward(grads[0], x, w, ctx.geometry, *wanted)
+        return ctx.debts.pay(x, _to(w.dtype, dx)), _to(w.dtype, dw), None
 
 
 class _ConvolutionBackward(torch.autograd.Function):
@@ -69,7 +76,8 @@ class _ConvolutionBackward(torch.autograd.Function):
     def forward(
         g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, of_x: bool, of_w: bool, layer: Any = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        return _convolution_backward(g, x, w, geometry, of_x, of_w)
+        dx, dw = _convolution_backward(g, x, w, geometry, of_x, of_w)
+        return _to(x.dtype, dx), _to(w.dtype, dw)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -100,24 +108,24 @@ class _ConvolutionBackward(torch.autograd.Function):
         if a is not None:
             a = a.contiguous(memory_format=torch.channels_last)
             if wanted[2]:
-                dw = _convolution_backward(ctx.g.unpack(), a, w, geometry, False, True)[1]
+                dw = _to(w.dtype, _convolution_backward(ctx.g.unpack(), a, w, geometry, False, True)[1])
             if wanted[0]:
                 dg = _convolve(a, w, geometry).to(a.dtype)
         if u is not None:
             # A weight in another layout than x's would take the slow kernels.
             u = u.contiguous(memory_format=torch.channels_last)
             if wanted[0]:
-                own = _convolve(ctx.x.unpack(), u, geometry)
+                own = _convolve(cast(ctx.x.unpack())[0], u, geometry)
                 dg = own.to(u.dtype) if dg is None else dg.add_(own)
             if wanted[1]:
 
-                def debt(x: Tensor) -> Tensor:
-                    dx = _convolution_backward(ctx.g.unpack(), x, u, geometry, True, False)[0]
-                    assert dx is not None
-                    return dx
+                def debt(x: Tensor, dx: Tensor | None) -> Tensor:
+                    own = _convolution_backward(cast(ctx.g.unpack())[0], x, u, geometry, True, False)[0]
+                    assert own is not None
+                    return own.to(w.dtype) if dx is None else dx.add_(own)
 
                 if ctx.layer is None or not ctx.layer.debts.owe(ctx.layer, debt):
-                    dx = debt(ctx.x.unpack())
+                    dx = debt(ctx.x.unpack(), None)
         return dg, dx, dw, None, None, None, None
 
 
@@ -219,20 +227,24 @@ class _NormBackward(torch.autograd.Function):
         cross = r * (aw - w * r * p)
         dg = dx = None
         if wanted_by_pass(ctx, 0):
-            dg = _combine(ab - w * r * a_mean - cross * mean, (w * r, a), (cross, x))
+            dg = _combine(ab - w * r * a_mean - cross * mean, [(w * r, a), (cross, x)])
         if wanted_by_pass(ctx, 1):
             of_a, of_x = -w * r * r * q, -r * r * (w * r * (s - 2 * p * q) + aw * q)
             constant = -of_a * a_mean - cross * g_mean - of_x * mean
             # Only a has to wait for the debt, and it may wait in a lower precision where the pass has one.
             waiting = None if a is None else lowered(a)
 
-            def debt(x: Tensor, a: Tensor | None = waiting) -> Tensor:
-                a = None if a is None else a.to(x.dtype)
-                return _combine(constant, (of_a, a), (cross, ctx.g.unpack()), (of_x, x))
+            def debt(x: Tensor, dx: Tensor | None, a: Tensor | None = waiting) -> Tensor:
+                def terms() -> Iterator[Term]:  # one at a time, because each is a copy in full precision
+                    yield of_x, x
+                    yield cross, ctx.g.unpack()
+                    yield of_a, None if a is None else a.to(x.dtype)
+
+                return _combine(constant, terms(), dx)
 
             late = a is None or waiting is not None
             if not (late and ctx.layer.debts.owe(ctx.layer, debt)):
-                dx = debt(x, a)
+                dx = debt(x, None, a)
         return dg, dx, n * r * s, None, None, None, None, None
 
 
@@ -263,13 +275,16 @@ def _mean(x: Tensor) -> Tensor:
     return x.mean((0, 2, 3), keepdim=True)
 
 
-def _combine(constant: Tensor, *terms: tuple[Tensor, Tensor | None]) -> Tensor:
-    """``constant + Σ coefficient·tensor``, coefficients (channels,), tensors (batch, channels, 1, samples)."""
+def _combine(constant: Tensor, terms: Iterable[Term], onto: Tensor | None = None) -> Tensor:
+    """``constant + Σ coefficient·tensor``, added in place to ``onto`` where that is given.
+
+    Coefficients (channels,), tensors (batch, channels, 1, samples).
+    """
 
     def channelwise(value: Tensor) -> Tensor:
         return value.view(1, -1, 1, 1)
 
-    total: Tensor | None = None
+    total = None if onto is None else onto.add_(channelwise(constant))
     for coefficient, tensor in terms:
         if tensor is None:
             continue
@@ -277,5 +292,6 @@ def _combine(constant: Tensor, *terms: tuple[Tensor, Tensor | None]) -> Tensor:
             total = torch.addcmul(channelwise(constant), tensor, channelwise(coefficient))
         else:
             total.addcmul_(tensor, channelwise(coefficient))
+        del tensor  # before the next one is made
     assert total is not None  # g and x are always there
     return total

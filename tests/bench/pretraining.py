@@ -173,6 +173,7 @@ PHI_STEPS = (
     Phi(0, 1, None, ImplicitHead()),
 )
 PLAIN, WARPED = "plain step, static views", "plain step, warp not learned"
+NT_XENT = "of which NT-Xent"
 
 
 def records(batch: int) -> tuple[Tensor, Tensor]:
@@ -234,6 +235,10 @@ def _works(width: int, batch: int, steps: int, products: Products, whole: bool) 
         f"ours: {PLAIN}": Work(of_ours(1, 0, learned=False)),
         f"reference: {WARPED}": Work(of_reference("plain_step", warped=True)),
         f"ours: {WARPED}": Work(of_ours(1, 0)),
+        f"reference: {NT_XENT}": Work(partial(_contrast, batch, lambda: reference.nt_xent)),
+        f"ours: {NT_XENT}": Work(
+            partial(_contrast, batch, lambda: SimCLR(create_encoder("resnet18", width=4)).loss)
+        ),
     }
     if not whole:
         return works
@@ -246,6 +251,13 @@ def _works(width: int, batch: int, steps: int, products: Products, whole: bool) 
         works[f"reference: {name}"] = Work(of_reference("train", steps, PERIOD, phi.terms), steps, 1)
         works[f"ours: {name}"] = Work(of_ours(steps, PERIOD, phi), steps, 1)
     return works
+
+
+def _contrast(batch: int, loss: Callable[[], Callable[[Tensor, Tensor], Tensor]]) -> Callable[[], object]:
+    """NT-Xent of a batch of projections, with its gradient."""
+    z = torch.randn(2, batch, 128, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    function = loss()
+    return lambda: torch.autograd.grad(function(*z), z)
 
 
 def _loop_name(phi: Phi) -> str:

@@ -250,18 +250,17 @@ def test_low_precision_products_keep_the_gradient_exact_and_lie_within_their_pre
 
 
 def test_a_compact_graph_keeps_what_it_saves_in_low_precision_after_one_reading() -> None:
-    x, theta, phi = _mlp()
+    x, theta, _ = _mlp()
+    phi = {"scale": torch.ones(64, 80)}
     graph = CompactGraph(torch.bfloat16, [*theta.values(), *phi.values()])
     nodes = leaves(theta)
     with graph.loss():
-        value = (torch.tanh(x @ nodes["a"]) @ nodes["b"]).square().mean()
+        augmented = torch.sin(x * leaves(phi)["scale"])
+        value = (torch.tanh(augmented @ nodes["a"]) @ nodes["b"]).square().mean()
     kept = list({id(k): k for k in graph._kept.values()}.values())
     assert [k.value.dtype for k in kept] == [torch.float32] * len(kept)
-    assert {tuple(k.value.shape) for k in kept} == {
-        (64, 80),
-        (64, 96),
-        (64, 70),
-    }  # x, tanh, output; no parameter
+    # x and the sine's argument (which the gradient of θ never reads), the sine, tanh, output; no parameter.
+    assert sorted(tuple(k.value.shape) for k in kept) == [(64, 70), *3 * [(64, 80)], (64, 96)]
     with graph.gradient():
         gradient(value, nodes, create_graph=True)
     assert {k.value.dtype for k in kept} == {torch.bfloat16}
@@ -289,3 +288,15 @@ def test_low_precision_is_no_candidate_where_the_numbers_are_double() -> None:
         "low_precision",
     ]
     assert all(p.error < 3e-2 for p in probes)
+
+
+def test_every_label_counts_alike_in_the_ridge_head() -> None:
+    problem, scaled = Regression(3), Regression(3)
+    for each in (problem, scaled):
+        each.y["validation"][:, 2] = 0.3  # a label that everybody has says nothing
+    scaled.y["validation"] = scaled.y["validation"] * torch.tensor([0.01, 7.0, 1.0]) + 2
+    expected, found = (
+        ImplicitHead()(each, each.theta, each.psi, [], "validation") for each in (problem, scaled)
+    )
+    torch.testing.assert_close(found.v["w"], expected.v["w"])
+    assert float(norm(expected.v)) > 1e-3
