@@ -1,0 +1,67 @@
+"""Were the limb electrodes exchanged? The limb-lead identities cannot say: they hold for any electrodes. The waves can hint.
+
+- arms exchanged: lead I is turned over (and II and III change places). V6 looks the same way as lead I, and is not.
+- right arm and left leg exchanged: lead II is turned over, and aVR, which looks away from V6, is aVF, which does not.
+- an electrode on the right leg: one of I, II, III is the potential between two legs, almost nothing.
+
+Over 306 real records (LUDB, challenge) the correlation of V6 with I stays above −0.70, with aVR below 0.13, and the
+smallest of I, II, III above 24 % of the median limb lead. An exchange of the left arm and leg passes for another axis and is not found.
+Dextrocardia and large lateral infarcts look like exchanged arms, so the answer is a suspicion.
+
+Batchvarov, Malik, Camm, Incorrect electrode cable connection during electrocardiographic recording, Europace 9, 2007.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgmeta.data.leads import STANDARD_LEADS
+
+_HZ = 50.0  # low enough to be quick, high enough for the QRS complex
+_SECONDS = 10.0
+_WANDER = 1.0  # s: a running median over this long holds no QRS complex
+_AGAINST, _ALONG, _NOTHING = -0.75, 0.5, 0.1
+
+
+def suspicion(signal: NDArray[np.floating], fs: float) -> tuple[str, tuple[str, ...], float] | None:
+    """What the first 10 s make one suspect, the leads that show it, and how strongly (0 to 1); None for nothing.
+
+    Args:
+        signal: (12, samples) mV in the standard order, finite, none of the leads flat.
+        fs: its rate, Hz; at least 50.
+    """
+    if fs < _HZ or signal.shape[1] < 2 * fs:
+        return None
+    waves = _waves(signal[:, : round(_SECONDS * fs)], fs)
+    ranges = np.percentile(waves[:6], 99.5, axis=1) - np.percentile(waves[:6], 0.5, axis=1)
+    smallest = int(np.argmin(ranges[:3]))
+    share = float(ranges[smallest] / max(np.median(ranges), 1e-9))
+    name = STANDARD_LEADS[smallest]
+    if share < _NOTHING:
+        said = f"lead {name} has {100 * share:.2g} % of the usual limb lead: an electrode on the right leg?"
+        return said, (name,), 1 - share
+    one, two, right = (_correlation(waves[i], waves[11]) for i in (0, 1, 3))
+    if right > _ALONG and two < -_ALONG:
+        said = f"aVR goes with V6 ({right:+.2f}) and II against it ({two:+.2f}): right arm and left leg exchanged?"
+        return said, ("II", "aVR"), right
+    if one < _AGAINST:
+        return f"lead I goes against V6 (correlation {one:+.2f}): arms exchanged?", ("I", "V6"), -one
+    return None
+
+
+def _waves(signal: NDArray[np.floating], fs: float) -> NDArray[np.float64]:
+    """The leads at about 50 Hz, a running median (the wander) taken off in steps of a tenth of a second."""
+    width = round(fs / _HZ)
+    count = signal.shape[1] // width
+    slow = signal[:, : count * width].astype(np.float64).reshape(len(signal), count, width).mean(axis=2)
+    half, step = round(_WANDER * _HZ / 2), round(_HZ / 10)
+    centres = np.arange(0, count, step)
+    wander = np.stack([np.median(slow[:, max(0, c - half) : c + half + 1], axis=1) for c in centres], axis=1)
+    return slow - np.repeat(wander, step, axis=1)[:, :count]
+
+
+def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    size = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / size) if size > 0 else 0.0
