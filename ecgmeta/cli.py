@@ -115,6 +115,45 @@ def data_cache(
     typer.echo(repr(cache(path, kind, out, fs, on_error)))
 
 
+@data_app.command("audit")
+def data_audit(
+    path: Annotated[Path, typer.Argument(help="Folder of recordings.")],
+    kind: Annotated[
+        str, typer.Option(help="auto (PTB-XL and LUDB folders by their own reader), wfdb, ptbxl or ludb.")
+    ] = "auto",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for audit.json and audit.html.")] = Path(
+        "audit"
+    ),
+    fs: Annotated[
+        float | None, typer.Option(help="PTB-XL: only the 100 or 500 Hz files. By default both.")
+    ] = None,
+    rhythm: Annotated[
+        int,
+        typer.Option(
+            help="Recordings whose heart rate and quality are measured, evenly spaced; -1 means all."
+        ),
+    ] = 500,
+) -> None:
+    """Read a whole tree and say what is wrong with it. Exit code 1 where training on it would be invalid."""
+    from rich.console import Console
+
+    from ecgmeta.data import audit
+    from ecgmeta.report.audit import tables, verdict, write_audit
+    from ecgmeta.runtime.progress import progress_bar, say
+
+    with progress_bar() as progress:
+        found = audit(path, kind=kind, fs=fs, rhythm=None if rhythm == -1 else rhythm, progress=progress)
+    say("drawing the worst recordings")
+    written = write_audit(found, out)
+    console = Console()
+    for table in tables(found):
+        console.print(table)
+    typer.echo(verdict(found))
+    typer.echo("audit: " + ", ".join(map(str, written)))
+    if not found.ok:
+        raise typer.Exit(1)
+
+
 @data_app.command("synth")
 def data_synth(
     out: Annotated[

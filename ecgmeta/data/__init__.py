@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ecgmeta.data.auditing.audit import audit
     from ecgmeta.data.dataset import ECGDataset, concat
     from ecgmeta.data.sources.arrays import ArrayDataset
     from ecgmeta.data.sources.ludb import LUDB
@@ -25,9 +26,10 @@ _HOMES = {
     "SyntheticCohort": "ecgmeta.data.synthetic",
     "ECGDataset": "ecgmeta.data.dataset",
     "concat": "ecgmeta.data.dataset",
+    "audit": "ecgmeta.data.auditing.audit",  # the package has another name, which would hide the function
 }
 
-__all__ = ["LUDB", "PTBXL", "ArrayDataset", "ECGDataset", "SyntheticCohort", "WFDBFolder", "concat"]
+__all__ = ["LUDB", "PTBXL", "ArrayDataset", "ECGDataset", "SyntheticCohort", "WFDBFolder", "audit", "concat"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,8 @@ not matter; both must start at the same instant (a cut from elsewhere in a longe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,21 +32,34 @@ def find_duplicates(data: ECGDataset, *, threshold: float = 0.95) -> list[list[i
         data: any dataset.
         threshold: the least median over leads of the correlation of low-passed slopes that counts as the same signal.
     """
+    return matching_groups(_coarse(data), lambda i, j: similarity(data, i, j), threshold)
+
+
+def matching_groups(
+    prints: NDArray[np.float32], similar: Callable[[int, int], float], threshold: float = 0.95
+) -> list[list[int]]:
+    """Groups of positions whose prints are close and whose signals agree; see `find_duplicates`.
+
+    Args:
+        prints: (N, 64) from `fingerprints`.
+        similar: the correlation of two positions, asked for candidates only.
+        threshold: the least that counts as the same signal.
+    """
     if not 0 < threshold <= 1:
         raise InputError("duplicates", "threshold", threshold, "a correlation above 0, up to 1")
-    parent = np.arange(len(data))
+    parent = np.arange(len(prints))
 
     def root(i: int) -> int:
         while parent[i] != i:
             i = parent[i]
         return i
 
-    for i, j in _candidates(_coarse(data), threshold):
+    for i, j in _candidates(prints, threshold):
         first, second = sorted((root(i), root(j)))
-        if first != second and similarity(data, i, j) >= threshold:
+        if first != second and similar(i, j) >= threshold:
             parent[second] = first
-    roots = np.array([root(i) for i in range(len(data))], dtype=np.int64)
-    sizes = np.bincount(roots, minlength=len(data))
+    roots = np.array([root(i) for i in range(len(prints))], dtype=np.int64)
+    sizes = np.bincount(roots, minlength=len(prints))
     return [np.flatnonzero(roots == first).tolist() for first in np.flatnonzero(sizes > 1)]
 
 
@@ -90,7 +104,12 @@ def similarity(data: ECGDataset, i: int, j: int) -> float:
     valid = int(data.meta["valid_samples"].iloc[[i, j]].min())
     if valid < 2 * data.fs:
         return 0.0
-    slopes = _slopes(data.take([i, j])[:, :, :valid], data.fs)
+    return pair_similarity(data.take([i, j])[:, :, :valid], data.fs)
+
+
+def pair_similarity(pair: NDArray[np.float32], fs: float) -> float:
+    """The same of (2, leads, samples) that are valid in both, at least two steps of 1/25 s long."""
+    slopes = _slopes(pair, fs)
     return float(np.median((slopes[0] * slopes[1]).sum(axis=1)))
 
 
@@ -109,19 +128,34 @@ def _slopes(signals: NDArray[np.float32], fs: float) -> NDArray[np.float32]:
 
 
 def _coarse(data: ECGDataset) -> NDArray[np.float32]:
-    """(N, 64) projections of all leads, scaled so that squared distances are 2 − 2·(mean correlation), on average."""
-    end = min(data.samples, max(2, round(_COARSE_SECONDS * data.fs)))
+    """(N, 64) `fingerprints` of a dataset, a block at a time."""
     out = np.zeros((len(data), _COARSE_NUMBERS), dtype=np.float32)
-    projection: NDArray[np.float32] | None = None
     for start in range(0, len(data), _BLOCK):
         rows = np.arange(start, min(start + _BLOCK, len(data)))
-        slopes = _slopes(data.take(rows)[:, :, :end], data.fs).reshape(len(rows), -1)
-        if projection is None:
-            # Fixed: candidates must not depend on a seed, and any projection will do.
-            normal = np.random.default_rng(0).standard_normal((slopes.shape[1], _COARSE_NUMBERS))
-            projection = (normal / np.sqrt(_COARSE_NUMBERS * len(data.leads))).astype(np.float32)
-        out[rows] = slopes @ projection
+        out[rows] = fingerprints(data.take(rows), data.fs)
     return out
+
+
+def fingerprints(signals: NDArray[np.float32], fs: float) -> NDArray[np.float32]:
+    """Projections of the first 5 s of all leads, scaled so that squared distances are 2 − 2·(mean correlation), on average.
+
+    Args:
+        signals: (N, leads, samples); prints compare only where leads, samples and rate are the same.
+        fs: Hz.
+
+    Returns:
+        (N, 64).
+    """
+    end = min(signals.shape[2], max(2, round(_COARSE_SECONDS * fs)))
+    slopes = _slopes(signals[:, :, :end], fs).reshape(len(signals), -1)
+    return slopes @ _projection(slopes.shape[1], signals.shape[1])
+
+
+@lru_cache(maxsize=4)
+def _projection(numbers: int, leads: int) -> NDArray[np.float32]:
+    # Fixed: candidates must not depend on a seed, and any projection will do.
+    normal = np.random.default_rng(0).standard_normal((numbers, _COARSE_NUMBERS))
+    return (normal / np.sqrt(_COARSE_NUMBERS * leads)).astype(np.float32)
 
 
 def _candidates(prints: NDArray[np.float32], threshold: float) -> Iterator[tuple[int, int]]:

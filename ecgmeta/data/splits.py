@@ -132,15 +132,20 @@ def overlap(meta_a: pd.DataFrame, meta_b: pd.DataFrame) -> list[str]:
     return sorted(set(meta_a["patient"]) & set(meta_b["patient"]))
 
 
-def check_disjoint(meta: pd.DataFrame, parts: Sequence[Rows]) -> None:
-    """Raise InputError where a patient has records in two of the parts."""
-    seen: dict[Any, int] = {}
+def shared_patients(meta: pd.DataFrame, parts: Sequence[Rows]) -> dict[Any, list[int]]:
+    """The patients with records in more than one of the parts, and in which, in the order of their appearance."""
+    seen: dict[Any, list[int]] = {}
     for number, rows in enumerate(parts):
         for patient in meta["patient"].iloc[rows].unique():
-            if seen.setdefault(patient, number) != number:
-                raise InputError(
-                    "splits", f"patient {patient}", f"in parts {seen[patient]} and {number}", "one part"
-                )
+            seen.setdefault(patient, []).append(number)
+    return {patient: numbers for patient, numbers in seen.items() if len(numbers) > 1}
+
+
+def check_disjoint(meta: pd.DataFrame, parts: Sequence[Rows]) -> None:
+    """Raise InputError where a patient has records in two of the parts."""
+    for patient, numbers in shared_patients(meta, parts).items():
+        found = f"in parts {numbers[0]} and {numbers[1]}"
+        raise InputError("splits", f"patient {patient}", found, "one part")
 
 
 def _patients(meta: pd.DataFrame) -> tuple[Rows, int]:

@@ -70,6 +70,7 @@ def load(
         InputError: a source is missing or broken, or a part of the split would be empty.
     """
     from ecgmeta.data import concat
+    from ecgmeta.data.auditing.audit import signal_notes
     from ecgmeta.data.duplicates import find_duplicates, group_duplicates
 
     data = config.data
@@ -101,7 +102,8 @@ def load(
     # A source that is read both with labels and in windows stands in the pool twice: that is one name, not two.
     before = pool.meta["patient_before"]
     twice = sum(before.iloc[group].nunique() > 1 for group in groups)
-    return Cohort(pool.subset(np.flatnonzero(used)), train, test, skipped, _notes(data, twice, skipped))
+    notes = _notes(data, twice, skipped) + signal_notes(pool)
+    return Cohort(pool.subset(np.flatnonzero(used)), train, test, skipped, notes)
 
 
 def _split(

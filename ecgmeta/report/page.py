@@ -47,17 +47,9 @@ def render(content: ReportContent) -> str:
 
     Empty parts leave no section. Every text of `content` is escaped.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(number=_number, thousands=_thousands)
-    template = environment.from_string(
-        resources.files("ecgmeta.report").joinpath("page.html").read_text("utf-8")
-    )
     examples, left_out = _examples(content.examples)
-    text = template.render(
+    return fill(
+        "page.html",
         content=content,
         results=_results(content.results) if content.results and content.results.rows else None,
         curves=[_curve(curve) for curve in content.curves if curve.series],
@@ -65,6 +57,22 @@ def render(content: ReportContent) -> str:
         examples=examples,
         left_out=left_out,
     )
+
+
+def fill(template: str, **values: Any) -> str:
+    """One of the templates beside this file, filled. Every text is escaped."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    here = resources.files("ecgmeta.report")
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(lambda name: here.joinpath(name).read_text("utf-8")),
+    )
+    environment.filters.update(number=_number, thousands=_thousands)
+    text = environment.get_template(template).render(**values)
     # File names may hold bytes that are not text; a page must still be UTF-8.
     return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -111,7 +119,7 @@ def _results(table: ResultsTable) -> dict[str, Any]:
         "has_difference": any(row.difference for row in table.rows),
         "has_best": any(row["best"] for group in groups for row in group["rows"]),
         "absent": sorted({name for row in table.rows for name in row.absent}),
-        "forest": _picture(
+        "forest": as_picture(
             forest_figure(forest, "macro-AUROC, 95 % interval"), f"Macro-AUROC by arm. {said}."
         ),
     }
@@ -176,7 +184,7 @@ def _curve(curve: Curve) -> Picture:
     ]
     caption = " ".join(filter(None, [curve.caption, "Not drawn: " + "; ".join(shown) + "." if shown else ""]))
     alt = f"{curve.title}: {curve.y_label} over {curve.x_label}; " + ", ".join(ends) + "."
-    return _picture(line_figure(curve), alt, curve.title, caption)
+    return as_picture(line_figure(curve), alt, curve.title, caption)
 
 
 def _lost(y: Sequence[float], log_y: bool) -> str:
@@ -192,13 +200,14 @@ def _augmenter(summary: AugmenterSummary) -> dict[str, Any]:
     return {
         "summary": summary,
         "has_units": any(parameter.unit for parameter in summary.parameters),
-        "pictures": [_histogram(histogram) for histogram in summary.distributions if histogram.series],
+        "pictures": [as_histogram(histogram) for histogram in summary.distributions if histogram.series],
     }
 
 
-def _histogram(histogram: Histogram) -> Picture:
+def as_histogram(histogram: Histogram) -> Picture:
+    """A distribution as an image of the page."""
     said = f"{histogram.title}: distribution of {histogram.x_label} for {', '.join(histogram.series)}."
-    return _picture(histogram_figure(histogram), said, histogram.title, histogram.caption)
+    return as_picture(histogram_figure(histogram), said, histogram.title, histogram.caption)
 
 
 def _examples(pairs: Sequence[ViewPair]) -> tuple[list[Picture], int]:
@@ -208,14 +217,15 @@ def _examples(pairs: Sequence[ViewPair]) -> tuple[list[Picture], int]:
         figure = plot_ecg(pair.original, pair.fs, pair.leads, title=pair.record, **drawing)
         notes = "; ".join(paper_notes(pair.original, pair.fs, pair.leads, **drawing))
         alt = f"ECG {pair.record}, {len(pair.leads)} leads, original and augmented view overlaid. {notes}."
-        picture = _picture(figure, alt, pair.record, pair.caption)
+        picture = as_picture(figure, alt, pair.record, pair.caption)
         if pictures and sum(len(p.address) for p in [*pictures, picture]) > PICTURE_BUDGET:
             return pictures, len(pairs) - len(pictures)
         pictures.append(picture)
     return pictures, 0
 
 
-def _picture(figure: Any, alt: str, title: str = "", caption: str = "") -> Picture:
+def as_picture(figure: Any, alt: str, title: str = "", caption: str = "") -> Picture:
+    """A figure as an image of the page."""
     width = round(figure.get_figwidth() * MM_PER_INCH, 2)
     return Picture(data_uri(figure), " ".join(alt.split()), width, title, caption)
 

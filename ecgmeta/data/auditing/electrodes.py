@@ -5,8 +5,8 @@
 - an electrode on the right leg: one of I, II, III is the potential between two legs, almost nothing.
 
 Over 306 real records (LUDB, challenge) the correlation of V6 with I stays above −0.70, with aVR below 0.13, and the
-smallest of I, II, III above 24 % of the median limb lead. An exchange of the left arm and leg passes for another axis and is not found.
-Dextrocardia and large lateral infarcts look like exchanged arms, so the answer is a suspicion.
+smallest of I, II, III above 24 % of the median limb lead. An exchange of left arm and left leg passes for another axis
+and is not found. Dextrocardia and large lateral infarcts look like exchanged arms, so the answer is a suspicion.
 
 Batchvarov, Malik, Camm, Incorrect electrode cable connection during electrocardiographic recording, Europace 9, 2007.
 """

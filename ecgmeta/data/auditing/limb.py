@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from ecgmeta.data.leads import LIMB_COEFFICIENTS
 
 LIMB_LEADS = ("I", "II", *LIMB_COEFFICIENTS)
-SOUND = 0.03  # root of residual power over lead power; the worst of 330 real records, coarsely rounded, has 0.013
+SOUND = (
+    0.03  # root of residual power over lead power; the worst of 330 real records, coarsely rounded, has 0.013
+)
 EXPLAINED = 0.02  # what an explanation must reach
 LOCAL = 0.05  # mV: a deviation at one moment that rounding does not make (the real records: 0.003)
 _GAIN_RANGE = 30.0  # gains further apart than this explain anything

@@ -62,8 +62,12 @@ def measure(signal: NDArray[np.floating], fs: float, leads: Sequence[str]) -> Rh
             clean = neurokit2.ecg_clean(trace[0].astype(np.float64), sampling_rate=round(fs))
             _, found = neurokit2.ecg_peaks(clean, sampling_rate=round(fs))
             peaks = np.asarray(found["ECG_R_Peaks"], dtype=np.float64)
-            quality = neurokit2.ecg_quality(clean, rpeaks=peaks.astype(int), sampling_rate=round(fs), method="zhao2018")
-    except Exception as error:  # neurokit2 answers a signal it does not expect with whatever its parts hit first
+            quality = neurokit2.ecg_quality(
+                clean, rpeaks=peaks.astype(int), sampling_rate=round(fs), method="zhao2018"
+            )
+    except (
+        Exception
+    ) as error:  # neurokit2 answers a signal it does not expect with whatever its parts hit first
         return f"{type(error).__name__}: {error}"[:160]
     rate = 60 * fs / float(np.median(np.diff(peaks))) if len(peaks) > 1 else float("nan")
     return Rhythm(usable[0], rate, len(peaks), str(quality))
@@ -77,7 +81,9 @@ def findings(rhythm: Rhythm | str, where: str) -> list[Finding]:
     if not USUAL_RATE[0] <= rhythm.heart_rate <= USUAL_RATE[1]:  # NaN too
         many = f"{rhythm.beats} beats found in {rhythm.lead}"
         said = many if np.isnan(rhythm.heart_rate) else f"{rhythm.heart_rate:.0f} beats a minute ({many})"
-        out.append(Finding("heart_rate", (where,), said, (rhythm.lead,), float(np.nan_to_num(rhythm.heart_rate))))
+        out.append(
+            Finding("heart_rate", (where,), said, (rhythm.lead,), float(np.nan_to_num(rhythm.heart_rate)))
+        )
     if rhythm.quality == "Unacceptable":
         out.append(Finding("quality", (where,), f"{rhythm.lead} unacceptable", (rhythm.lead,)))
     return out

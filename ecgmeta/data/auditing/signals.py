@@ -41,9 +41,8 @@ def typical_range(signal: NDArray[np.floating], fs: float) -> NDArray[np.float64
     finite = np.isfinite(spans)
     high = np.where(finite, spans, -np.inf).max(axis=2)
     low = np.where(finite, spans, np.inf).min(axis=2)
-    return np.array(
-        [np.median((h - l)[h >= l]) if (h >= l).any() else np.nan for h, l in zip(high, low, strict=True)]
-    )
+    ranges = high - low  # −inf where a span has no sample
+    return np.array([np.median(row[row >= 0]) if (row >= 0).any() else np.nan for row in ranges])
 
 
 def flat_leads(signal: NDArray[np.floating], fs: float) -> NDArray[np.bool_]:
@@ -127,7 +126,9 @@ def _names(names: list[str], where: str) -> list[Finding]:
     out = []
     double = tuple(sorted({name for name in names if names.count(name) > 1}))
     if double:
-        out.append(Finding("lead_names", (where,), f"{', '.join(double)} more than once", double, len(double)))
+        out.append(
+            Finding("lead_names", (where,), f"{', '.join(double)} more than once", double, len(double))
+        )
     missing = tuple(name for name in STANDARD_LEADS if name not in names)
     if missing:
         said = f"{', '.join(missing)} absent; it has {', '.join(names)}"
@@ -158,7 +159,9 @@ def _flat(
 ) -> list[Finding]:
     out = []
     if flat.any():
-        said = "; ".join(_how_flat(name, row) for name, row in zip(_chosen(names, flat), signal[flat], strict=True))
+        said = "; ".join(
+            _how_flat(name, row) for name, row in zip(_chosen(names, flat), signal[flat], strict=True)
+        )
         out.append(_of("flat", names, flat, where, said, float(flat.sum())))
     still = np.where(flat, 0.0, still_seconds(signal, fs))
     chosen = still >= STRETCH
@@ -202,11 +205,17 @@ def _amplitude(
     if middle > MICROVOLTS:
         return [Finding("units", (where,), f"{said}: microvolts read as millivolts?", (), np.log10(middle))]
     if middle < VOLTS:
-        return [Finding("units", (where,), f"{said}: volts, or millivolts divided by 1000?", (), -np.log10(middle))]
+        return [
+            Finding(
+                "units", (where,), f"{said}: volts, or millivolts divided by 1000?", (), -np.log10(middle)
+            )
+        ]
     odd = alive & ((ranges > APART * middle) | (ranges * APART < middle))
     if odd.any() and alive.sum() > 2:
         single = ", ".join(f"{names[row]} {ranges[row]:.3g} mV" for row in np.flatnonzero(odd))
-        return [_of("units", names, odd, where, f"{single}, the other leads {middle:.3g} mV", float(odd.sum()))]
+        return [
+            _of("units", names, odd, where, f"{single}, the other leads {middle:.3g} mV", float(odd.sum()))
+        ]
     if not USUAL[0] <= middle <= USUAL[1]:
         return [Finding("amplitude", (where,), said, (), abs(float(np.log(middle))))]
     return []
@@ -223,7 +232,9 @@ def _limb(verdict: LimbVerdict, where: str) -> list[Finding]:
         return [Finding(check, (where,), f"{holds} ({size})", changed, verdict.residual)]
     if verdict.kind == "gain":
         said = ", ".join(f"{name} ×{g:.2f}" for name, g in zip(LIMB_LEADS, verdict.gains, strict=True))
-        return [Finding("gain", (where,), f"{size}; they hold with gains {said}", LIMB_LEADS, verdict.residual)]
+        return [
+            Finding("gain", (where,), f"{size}; they hold with gains {said}", LIMB_LEADS, verdict.residual)
+        ]
     if verdict.kind == "local":
         return [Finding("limb_identity", (where,), f"{size}: at moments only", LIMB_LEADS, verdict.residual)]
     if verdict.kind == "unexplained":
