@@ -36,7 +36,9 @@ CHECKS: dict[str, Check] = {
         "Fetch it again: it changed after it was written.",
     ),
     "labels": Check(
-        "error", "Labels that cannot be read", "Correct the table named here; no dataset loads with it."
+        "error",
+        "Labels or ages that cannot be read",
+        "Correct the table named here; no dataset loads with it.",
     ),
     "lead_names": Check(
         "error", "A lead name stands twice", "Name the leads in the header: a choice would be a guess."

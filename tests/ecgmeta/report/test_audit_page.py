@@ -1,0 +1,169 @@
+"""The audit's page, its table and its command line."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from ecgmeta.cli import app
+from ecgmeta.data import ArrayDataset, SyntheticCohort, audit
+from ecgmeta.data.auditing.audit import Audit
+from ecgmeta.report.audit import render_audit, tables, verdict, write_audit
+
+EVIL = "<script>alert('x')</script>[bold]&"
+
+
+class Page(HTMLParser):
+    """The tags of a page; every one must be closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def spoiled() -> Audit:
+    """Thirty records, four of them spoiled, one with a name that is markup."""
+    data = SyntheticCohort(30, seed=8)
+    x = data.signals.copy()
+    x[2, :6] = x[2, [0, 1, 2, 3, 5, 4]]
+    x[4] *= 1000
+    x[6, 7] = 0
+    x[8, 8, 300:450] = np.nan
+    x[12] = x[11]
+    meta = pd.DataFrame({"record": [EVIL if i == 2 else f"r{i}" for i in range(30)]})
+    stored = ArrayDataset(np.nan_to_num(x), data.labels, fs=100, label_names=data.label_names, meta=meta)
+    stored.store.array = x  # type: ignore[attr-defined]  # a memory map may hold NaN; an array is refused
+    return audit(stored, rhythm=5)
+
+
+def test_the_page_shows_the_findings_and_draws_the_worst(spoiled: Audit) -> None:
+    html = render_audit(spoiled)
+    page = Page(html)
+    assert [a["id"] for a in page.all("section")] == ["findings", "pictures", "recordings", "labels"]
+    for title in (
+        "Leads under the wrong names",
+        "Wrong units",
+        "Flat leads",
+        "Missing samples",
+        "under two names",
+    ):
+        assert title in html
+    pictures = [a for a in page.all("img") if a["alt"].startswith("ECG ")]
+    drawn = " ".join(a["alt"] for a in pictures)
+    assert len(pictures) >= 5
+    for name in ("<script>", "r4", "r6", "r8", "r11 ~ r12"):
+        assert f"ECG {name}" in drawn
+    for picture in pictures:
+        svg = base64.b64decode(picture["src"].removeprefix("data:image/svg+xml;base64,")).decode()
+        assert svg.rstrip().endswith("</svg>")
+        assert 'id="grid-5mm"' in svg
+    assert any(a["alt"].startswith("Heart rate") for a in page.all("img"))
+
+
+def test_nothing_is_fetched_or_executed(spoiled: Audit) -> None:
+    html = render_audit(spoiled)
+    page = Page(html)
+    assert not page.all("script")
+    assert not page.all("link")
+    assert all(a["src"].startswith("data:") for a in page.all("img"))
+    assert EVIL not in html
+    assert "default-src 'none'" in html
+
+
+def test_the_same_audit_gives_the_same_page(spoiled: Audit) -> None:
+    assert render_audit(spoiled) == render_audit(spoiled)
+
+
+def test_an_audit_from_json_has_no_pictures_and_says_so(spoiled: Audit) -> None:
+    html = render_audit(Audit.from_json(spoiled.to_json()))
+    assert not [a for a in Page(html).all("img") if a["alt"].startswith("ECG ")]
+    assert "an audit read from JSON" in html
+
+
+def test_a_sound_dataset_makes_a_page_too() -> None:
+    found = audit(SyntheticCohort(12, seed=1), rhythm=0)
+    html = render_audit(found)
+    assert "Nothing found that would invalidate training" in html
+    assert not [a for a in Page(html).all("img") if "Wrong" in a["alt"]]
+
+
+def test_verdict_and_tables(spoiled: Audit) -> None:
+    assert verdict(spoiled).startswith("Training on this would be invalid: 2 errors, ")
+    console = Console(width=150, record=True, file=io.StringIO())
+    for table in tables(spoiled):
+        console.print(table)
+    text = console.export_text()
+    assert "Leads under the wrong names" in text
+    assert "[bold]" in text.replace("\n", "")
+    assert text.index("error") < text.index("warning")
+
+
+def test_files_are_written_whole(spoiled: Audit, tmp_path: Path) -> None:
+    written = write_audit(spoiled, tmp_path / "new")
+    assert [path.name for path in written] == ["audit.json", "audit.html"]
+    values = json.loads(written[0].read_text())
+    assert values["ok"] is False
+    assert {f["severity"] for f in values["findings"]} >= {"error", "warning"}
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["audit.html", "audit.json"]
+
+
+def invoke(*arguments: object) -> tuple[int, str]:
+    shown = CliRunner().invoke(app, ["data", "audit", *map(str, arguments)], catch_exceptions=True)
+    return shown.exit_code, shown.output
+
+
+def test_exit_codes_of_the_command(real_data: Path, tmp_path: Path) -> None:
+    code, text = invoke(real_data / "ptbxl_fixture", "--out", tmp_path / "sound", "--rhythm", 0)
+    assert code == 0, text
+    assert "Nothing found that would invalidate training" in text
+    assert (tmp_path / "sound/audit.html").stat().st_size > 50_000
+    code, text = invoke(real_data / "ludb", "--kind", "wfdb", "--out", tmp_path / "wrong", "--rhythm", 0)
+    assert code == 1, text
+    assert "Leads with gains of their own" in text
+    assert "200" in text
+
+
+def test_bad_input_is_one_line_and_code_2(tmp_path: Path) -> None:
+    run = [
+        sys.executable,
+        "-m",
+        "ecgmeta",
+        "data",
+        "audit",
+        str(tmp_path / "none"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "no such folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
