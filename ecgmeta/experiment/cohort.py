@@ -17,6 +17,7 @@ from ecgmeta.runtime.seeds import derive
 
 if TYPE_CHECKING:
     from ecgmeta.data import ECGDataset
+    from ecgmeta.data.preprocess import Preprocess
 
 KINDS = ("synthetic", "ptbxl", "ludb", "wfdb")
 
@@ -127,6 +128,20 @@ def _split(
     return labelled.subset(train), labelled.subset(test)
 
 
+def preprocess(data: Data, windows: str = "first") -> Preprocess:
+    """What is done to every recording of an experiment."""
+    from ecgmeta.data.preprocess import Preprocess
+
+    return Preprocess(
+        fs=data.fs,
+        duration=data.duration,
+        windows=windows,  # type: ignore[arg-type]  # checked with the configuration
+        highpass=data.highpass,
+        lowpass=data.lowpass,
+        notch=data.notch,
+    )
+
+
 def _source(
     data: Data, spec: str, labelled: bool, progress: Report | None, reuse: ECGDataset | None = None
 ) -> ECGDataset:
@@ -139,6 +154,7 @@ def _source(
             "configuration", "data source", repr(spec), f"kind or kind:folder with a kind of {list(KINDS)}"
         )
     from ecgmeta.data import LUDB, PTBXL, SyntheticCohort, WFDBFolder
+    from ecgmeta.data.load import preprocessed
 
     if kind == "synthetic":
         if progress is not None:
@@ -148,12 +164,11 @@ def _source(
         )
         if progress is not None:
             progress(1, 1, "simulating the synthetic cohort")
-        return cohort
+        filtered = data.highpass or data.lowpass or data.notch
+        return preprocessed(cohort, preprocess(data)) if filtered else cohort
     root = Path(data.root, folder)
     options: dict[str, Any] = {
-        "fs": data.fs,
-        "duration": data.duration,
-        "windows": "first" if labelled else data.windows,
+        **preprocess(data, "first" if labelled else data.windows).to_dict(),
         "on_error": data.on_error,
         "cache": data.cache or None,
         "progress": progress,
