@@ -26,6 +26,7 @@ def main() -> None:
         "--route", choices=tuple(pretraining.ROUTES), default="chosen", help="our second-order products"
     )
     cost.add_argument("--full", action="store_true", help="every row at the large batch, too")
+    cost.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both sides run")
     arguments = parser.parse_args()
     if arguments.what == "quality":
         quality.run(arguments.width or 8)
@@ -37,6 +38,7 @@ def main() -> None:
         arguments.rounds,
         arguments.route,
         arguments.full,
+        arguments.device,
     )
 
 
