@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecgmeta.data.leads import STANDARD_LEADS, canonical, match_leads
-from ecgmeta.data.records import Record
+from ecgmeta.data.records import Record, millivolts
 from ecgmeta.runtime.errors import InputError
 
 # 1/1000 keeps the filter of an odd rate such as 257 Hz short; the rate error it can cost is below 1e-6.
@@ -33,12 +33,19 @@ _SETTLED = 3.0  # periods of its corner after which the end of a record is out o
 
 @dataclass(frozen=True)
 class Window:
-    """`signal` (leads, samples) float32 mV; `valid` samples are recorded, the rest padded with zeros."""
+    """`signal` (leads, samples) float32 mV; `valid` samples are recorded, the rest padded with zeros.
 
-    signal: NDArray[np.float32]
+    `stored` is that, or the same in whole microvolts as int16 (see `Record`).
+    """
+
+    stored: NDArray[np.float32] | NDArray[np.int16]
     number: int
     valid: int
     bad_leads: tuple[str, ...]
+
+    @property
+    def signal(self) -> NDArray[np.float32]:
+        return millivolts(self.stored)
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ class Preprocess:
         """Samples in a window."""
         return round(self.duration * self.fs)
 
-    @property
+    @cached_property
     def lead_names(self) -> tuple[str, ...]:
         """The leads of the result, in standard spelling."""
         return STANDARD_LEADS if self.leads is None else tuple(canonical(name) for name in self.leads)
@@ -162,6 +169,10 @@ class Preprocess:
         Args:
             record: (leads, samples) mV at its own rate; not changed.
         """
+        ready = self._ready(record)
+        if ready is not None:
+            yield from ready
+            return
         raw = self._select(record)
         if self.windows == "first":  # and more, so that the ends of the filters see real samples
             reach = max(1.0, _SETTLED / self.highpass if self.highpass else 0.0)
@@ -180,6 +191,30 @@ class Preprocess:
             first, last = (round(s * record.fs / self.fs) for s in (start, start + self.samples))
             piece = signal[:, start : start + self.samples]
             yield self._window(record, number, piece, clean[:, first:last], gaps[:, first:last])
+
+    def _ready(self, record: Record) -> list[Window] | None:
+        """Windows of whole microvolts, cut and otherwise as stored; None where anything is to be done or refused.
+
+        The same as the long way gives, in a tenth of its time: a database at the wanted rate is copied, not computed.
+        """
+        touched = record.fs != self.fs or self.highpass or self.lowpass or self.notch
+        count = record.stored.shape[1] // self.samples
+        if touched or record.stored.dtype != np.int16 or not count:
+            return None
+        matched = match_leads(record.leads, self.lead_names, record.path)
+        places = [place for place in matched if place is not None]
+        if len(places) < len(matched):
+            return None
+        stored = record.stored
+        if places != list(range(len(stored))):
+            stored = stored[places]
+        windows = []
+        for number in range(count if self.windows == "all" else 1):
+            piece = stored[:, number * self.samples : (number + 1) * self.samples]
+            if (piece == piece[:, :1]).all(axis=1).any():  # a flat lead
+                return None
+            windows.append(Window(piece, number, self.samples, ()))
+        return windows
 
     def filter(self, signal: NDArray[np.float32], fs: float) -> NDArray[np.float32]:
         """High-pass, notch and low-pass as set, zero-phase; the argument itself where none is.

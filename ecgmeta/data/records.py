@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from ecgmeta.runtime.errors import InputError
 
 INVALID_16 = -32768  # the digital value format 16 reserves for "no sample"
 DEFAULT_GAIN = 200.0  # adu/mV where a header gives none or 0
+MICROVOLTS = 1000.0  # in a millivolt
 _PER_MV = {"mv": 1.0, "uv": 1e3, "µv": 1e3, "v": 1e-3}  # how many of the unit make one millivolt
 _GAIN = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?:\(([+-]?\d+)\))?(?:/(\S+))?$")
 _FORMAT = re.compile(r"(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?$")
@@ -59,12 +60,28 @@ class Header:
 
 @dataclass(frozen=True)
 class Record:
-    """One recording: `signal` (leads, samples) float32 mV, NaN where no sample is stored; `fs` in Hz."""
+    """One recording: `signal` (leads, samples) float32 mV, NaN where no sample is stored; `fs` in Hz.
+
+    `stored` is that, or the same in whole microvolts as int16, which whoever does no arithmetic with them can pass on.
+    """
 
     path: str
-    signal: NDArray[np.float32]
+    stored: NDArray[np.float32] | NDArray[np.int16]
     fs: float
     leads: tuple[str, ...]
+
+    @cached_property
+    def signal(self) -> NDArray[np.float32]:
+        return millivolts(self.stored)
+
+
+def millivolts(stored: NDArray[np.float32] | NDArray[np.int16]) -> NDArray[np.float32]:
+    """float32 as it is, int16 as whole microvolts."""
+    if stored.dtype != np.int16:
+        return np.asarray(stored, dtype=np.float32)
+    signal = np.ascontiguousarray(stored, dtype=np.float32)
+    signal /= np.float32(MICROVOLTS)
+    return signal
 
 
 @lru_cache(maxsize=4096)
@@ -260,10 +277,15 @@ def _physical(
                     f"{spec.checksum} (the file has changed since it was written; checksum=False reads it anyway)",
                 )
     gains = [spec.gain * _per_mv(header.path, spec.name, spec.units) for spec in header.signals]
-    signal = _scale(digital, np.array(gains), np.array([spec.baseline for spec in header.signals]))
-    if invalid.any():
-        signal[invalid] = np.nan
+    baselines = [spec.baseline for spec in header.signals]
     leads = tuple(spec.name for spec in header.signals)
+    missing = bool(invalid.any())
+    if digital.dtype == np.int16 and not missing and not any(baselines) and set(gains) == {MICROVOLTS}:
+        stored = np.ascontiguousarray(digital, dtype=np.int16)
+        return Record(str(header.path.with_suffix("")), stored, header.fs, leads)
+    signal = _scale(digital, np.array(gains), np.array(baselines))
+    if missing:
+        signal[invalid] = np.nan
     return Record(str(header.path.with_suffix("")), signal, header.fs, leads)
 
 

@@ -15,7 +15,7 @@ from ecgmeta.data import ArrayDataset
 from ecgmeta.data.leads import STANDARD_LEADS, canonical, limb_errors
 from ecgmeta.data.load import preprocessed
 from ecgmeta.data.preprocess import Preprocess, Window, fill_gaps, resample
-from ecgmeta.data.records import Record
+from ecgmeta.data.records import Record, millivolts
 from ecgmeta.runtime.errors import InputError
 
 
@@ -253,3 +253,35 @@ def test_limb_errors_find_a_swap() -> None:
     assert (limb_errors(x[:, [0, 1, 2, 3, 5, 4]], leads)[:, 2:] > 0.1).all()
     with pytest.raises(InputError, match="leads"):
         limb_errors(x[:, :3], leads[:3])
+
+
+@pytest.mark.parametrize("leads", [None, ("V6", "i", "aVF")])
+@pytest.mark.parametrize("kind", ["first", "all"])
+@pytest.mark.parametrize("fault", ["none", "flat", "flat in the second window", "short", "missing lead"])
+def test_whole_microvolts_are_passed_on_as_what_the_long_way_computes(
+    leads: tuple[str, ...] | None, kind: Any, fault: str
+) -> None:
+    digital = np.random.default_rng(1).integers(-9999, 9999, (12, 2100), dtype=np.int16)
+    if fault == "flat":
+        digital[-1] = 7
+    elif fault != "none":
+        digital[0, 1000:2000] = -3
+    names = (*STANDARD_LEADS[:-1], "V9" if fault == "missing lead" else "V6")
+    digital = digital[:, :900] if fault == "short" else digital
+    for bad in ("zero", "error"):
+        how = Preprocess(fs=100, leads=leads, windows=kind, bad_leads=bad)  # type: ignore[arg-type]
+        short, long = (
+            list(how.apply(Record("r", stored, 100.0, names))) for stored in (digital, millivolts(digital))
+        )
+        assert [str(w) for w in short if isinstance(w, InputError)] == [
+            str(w) for w in long if isinstance(w, InputError)
+        ]
+        assert [(w.number, w.valid, w.bad_leads) for w in short if isinstance(w, Window)] == [
+            (w.number, w.valid, w.bad_leads) for w in long if isinstance(w, Window)
+        ]
+        for a, b in zip(short, long, strict=True):
+            if isinstance(a, Window) and isinstance(b, Window):
+                assert a.signal.dtype == np.float32
+                np.testing.assert_array_equal(a.signal, b.signal)
+    if fault == "none":
+        assert all(isinstance(w, Window) and w.stored.dtype == np.int16 for w in short)
