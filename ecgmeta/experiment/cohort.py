@@ -195,11 +195,13 @@ def _notes(data: Data, groups: int, skipped: list[str]) -> list[str]:
     return notes
 
 
-def cache(path: Path, kind: str, folder: Path, fs: float, on_error: str) -> ECGDataset:
-    """Decode the recordings below ``path`` into ``folder``, as a run with the same settings will look for them."""
-    data = Data(root=str(path), fs=fs, cache=str(folder), on_error=on_error)
+def cache(config: Experiment, kind: str) -> ECGDataset:
+    """Decode the recordings below ``data.root`` into ``data.cache``, as a run with the same settings will look for them."""
     with progress_bar() as progress:
-        return _source(data, kind, True, progress)
+        found = _source(config.data, kind, True, progress)
+        if config.data.windows != "first":  # what pre-training reads is another entry
+            _source(config.data, kind, False, progress)
+    return found
 
 
 def synthesise(folder: Path, n: int, fs: float, seed: int) -> ECGDataset:

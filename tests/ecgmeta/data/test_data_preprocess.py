@@ -269,7 +269,7 @@ def test_whole_microvolts_are_passed_on_as_what_the_long_way_computes(
     names = (*STANDARD_LEADS[:-1], "V9" if fault == "missing lead" else "V6")
     digital = digital[:, :900] if fault == "short" else digital
     for bad in ("zero", "error"):
-        how = Preprocess(fs=100, leads=leads, windows=kind, bad_leads=bad)  # type: ignore[arg-type]
+        how = Preprocess(fs=100, leads=leads, windows=kind, bad_leads=bad)
         short, long = (
             list(how.apply(Record("r", stored, 100.0, names))) for stored in (digital, millivolts(digital))
         )

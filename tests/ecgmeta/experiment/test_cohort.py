@@ -143,6 +143,23 @@ def test_an_encoder_carries_what_was_done_to_its_recordings(tmp_path: Path) -> N
     assert not torch.equal(plain, cohort.test[slice(None)][0])
 
 
+def test_a_cache_made_ahead_is_the_one_that_a_run_reads(tmp_path: Path) -> None:
+    write_pool(tmp_path / "a")
+    folder, settings = (
+        tmp_path / "cache = of {a}",
+        ("data.duration=5", "data.lowpass=20", "data.min_positives=1"),
+    )
+    assert call("data", "cache", tmp_path / "a", "-o", folder, "--fs", 50, *settings) == 0
+    (entry,) = folder.iterdir()
+    config = configuration(tmp_path, *settings, "data.fs=50")
+    plain = load(config)
+    config.data.cache = str(folder)
+    cached = load(config)
+    assert list(folder.iterdir()) == [entry]
+    x, y = (cohort.train[slice(None)][0] for cohort in (cached, plain))
+    assert float((x - y).abs().max()) <= 0.0005  # half a microvolt
+
+
 def test_the_synthetic_cohort_is_filtered_where_asked() -> None:
     plain, filtered = (load(read(None, [*TINY, *more])).test for more in ([], ["data.highpass=1"]))
     assert filtered.meta["record"].tolist() == plain.meta["record"].tolist()
