@@ -103,17 +103,27 @@ class RecordSource(ABC):
 
     def files(self) -> Iterator[tuple[str, int, int]]:
         """(relative path, bytes, modification time in ns) of every file the source may read, in any order."""
-        yield from _scan(self.root, self.root, self.suffixes)
+        for folder in _folders(self.root):
+            with os.scandir(folder) as entries:
+                found = [entry for entry in entries if entry.name.endswith(self.suffixes)]
+            for entry in found:
+                try:
+                    stat = entry.stat()
+                except OSError:  # a link to nowhere: reading it says so
+                    continue
+                yield os.path.relpath(entry.path, self.root), stat.st_size, stat.st_mtime_ns
 
 
-def _scan(folder: Path, root: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, int, int]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _scan(Path(entry.path), root, suffixes)
-            elif entry.name.endswith(suffixes):
-                stat = entry.stat()
-                yield os.path.relpath(entry.path, root), stat.st_size, stat.st_mtime_ns
+def _folders(root: Path) -> Iterator[str]:
+    """`root` and every folder below it, links followed, each once (a link may lead back up)."""
+    seen: set[tuple[int, int]] = set()
+    for folder, below, _ in os.walk(root, followlinks=True):
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        yield folder
 
 
 class SourceDataset(ECGDataset):
