@@ -7,9 +7,9 @@ https://physionet.org/physiotools/wag/signal-5.htm
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,9 @@ def groups(header: Header) -> list[list[SignalSpec]]:
     Raises:
         InputError: a format that is not known; a file in two places; two formats or byte offsets in one file.
     """
+    first = header.signals[0]
+    if first.fmt in BITS and all(spec[:5] == first[:5] for spec in header.signals):  # as nearly always
+        return [list(header.signals)]
     found: list[list[SignalSpec]] = []
     for spec in header.signals:
         if spec.fmt not in BITS and spec.fmt not in COMPRESSED:
@@ -91,7 +94,7 @@ def file_frames(header: Header, group: Sequence[SignalSpec]) -> int:
     """
     first, path = group[0], signal_path(header, group[0].file)
     try:
-        found = path.stat()
+        found = os.stat(path)
     except FileNotFoundError:
         raise InputError(
             header.path, "signal file", f"{first.file}, which does not exist", "a file beside it"
@@ -113,9 +116,9 @@ def file_frames(header: Header, group: Sequence[SignalSpec]) -> int:
     return frames
 
 
-def signal_path(header: Header, name: str) -> Path:
+def signal_path(header: Header, name: str) -> str:
     """A file beside the header."""
-    return header.path.with_name(name)
+    return os.path.join(os.path.dirname(header.path), name)
 
 
 def stored_bytes(fmt: int, count: int) -> int:

@@ -103,6 +103,7 @@ class RecordSource(ABC):
 
     def files(self) -> Iterator[tuple[str, int, int]]:
         """(relative path, bytes, modification time in ns) of every file the source may read, in any order."""
+        top = os.path.join(self.root, "")
         for folder in _folders(self.root):
             with os.scandir(folder) as entries:
                 found = [entry for entry in entries if entry.name.endswith(self.suffixes)]
@@ -111,7 +112,7 @@ class RecordSource(ABC):
                     stat = entry.stat()
                 except OSError:  # a link to nowhere: reading it says so
                     continue
-                yield os.path.relpath(entry.path, self.root), stat.st_size, stat.st_mtime_ns
+                yield entry.path[len(top) :], stat.st_size, stat.st_mtime_ns
 
 
 def _folders(root: Path) -> Iterator[str]:

@@ -17,14 +17,23 @@ Where this differs from wfdb, on purpose:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgmeta.data.formats import COMPRESSED, Frames, file_frames, groups, read_frames, reserved, same_length
+from ecgmeta.data.formats import (
+    COMPRESSED,
+    Frames,
+    file_frames,
+    groups,
+    read_frames,
+    reserved,
+    same_length,
+    signal_path,
+)
 from ecgmeta.data.header import DEFAULT_GAIN, Header, SignalSpec, read_header
 from ecgmeta.data.segments import join_segments
 from ecgmeta.runtime.errors import InputError
@@ -96,13 +105,14 @@ def read_record(
     if method == "direct" and compressed:
         raise InputError(header.path, "format", compressed, "one that is not compressed")
     if units_per_mv is not None:
-        fixed = (replace(s, gain=units_per_mv, baseline=0, units="mV") for s in header.signals)
+        fixed = (s._replace(gain=units_per_mv, baseline=0, units="mV") for s in header.signals)
         header = replace(header, signals=tuple(fixed))
     if method == "wfdb" or compressed:
         return _from_frames(header, _wfdb_frames(header), checksum)
     if all((spec.fmt, spec.per_frame, spec.skew) == (16, 1, 0) for spec in header.signals):
         digital = _read_format16(header)
-        return _physical(header, digital, digital == INVALID_16, checksum)
+        invalid = digital == INVALID_16
+        return _physical(header, digital, invalid, checksum)
     return _from_frames(header, read_frames(header), checksum)
 
 
@@ -111,11 +121,16 @@ def _read_format16(header: Header) -> NDArray[np.int16]:
     rows: list[NDArray[np.int16]] = []
     for group in groups(header):
         count, first = file_frames(header, group) * len(group), group[0]
-        path = header.path.with_name(first.file)
+        path = signal_path(header, first.file)
         try:
-            flat = np.fromfile(path, dtype="<i2", count=count, offset=first.offset)
+            with open(path, "rb") as file:
+                file.seek(first.offset)
+                raw = file.read(2 * count)
         except OSError as error:
             raise InputError(path, "signal file", error.strerror or error, "a readable file") from None
+        if len(raw) != 2 * count:
+            raise InputError(path, "size", f"{len(raw)} bytes", f"{2 * count} bytes")
+        flat = np.frombuffer(raw, dtype="<i2")
         rows.append(flat.reshape(-1, len(group)).T)
     same_length(header, [row.shape[1] for row in rows])
     return rows[0] if len(rows) == 1 else np.concatenate(rows)
@@ -151,17 +166,19 @@ def _physical(
     header: Header, digital: NDArray[np.integer], invalid: NDArray[np.bool_], checksum: bool
 ) -> Record:
     """(digital − baseline) / gain in mV; the checksum is the sum of the digital values modulo 2**16."""
+    digital = np.ascontiguousarray(digital)  # lead by lead: everything below runs along time
     if checksum:
         # Sums modulo 2**16 need no more than 16 bits, and int16 adds without a conversion.
-        for spec, total in zip(header.signals, digital.sum(axis=1, dtype=np.int16), strict=True):
-            _compare_checksum(header, spec, int(total))
+        totals = digital.sum(axis=1, dtype=np.int16).tolist()
+        for spec, total in zip(header.signals, totals, strict=True):
+            _compare_checksum(header, spec, total)
     gains = [spec.gain * _per_mv(header.path, spec.name, spec.units) for spec in header.signals]
     baselines = [spec.baseline for spec in header.signals]
     leads = tuple(spec.name for spec in header.signals)
     missing = bool(invalid.any())
     if digital.dtype == np.int16 and not missing and not any(baselines) and set(gains) == {MICROVOLTS}:
-        stored = np.ascontiguousarray(digital, dtype=np.int16)
-        return Record(str(header.path.with_suffix("")), stored, header.fs, leads)
+        whole = np.asarray(digital, dtype=np.int16)
+        return Record(str(header.path).removesuffix(".hea"), whole, header.fs, leads)
     signal = _scale(digital, np.array(gains), np.array(baselines))
     if missing:
         signal[invalid] = np.nan
@@ -193,10 +210,15 @@ def _scale(
 
 def _per_mv(where: object, lead: str, units: str) -> float:
     """How many of `units` make a millivolt."""
-    factor = _PER_MV.get(units.casefold().replace("\u03bc", "µ"))
+    factor = _factor(units)
     if factor is None:
         raise InputError(where, f"units of signal {lead}", repr(units), "mV, uV or V")
     return factor
+
+
+@lru_cache(maxsize=64)
+def _factor(units: str) -> float | None:
+    return _PER_MV.get(units.casefold().replace("\u03bc", "µ"))
 
 
 def _wfdb_frames(header: Header) -> list[Frames]:
