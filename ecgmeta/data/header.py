@@ -74,45 +74,91 @@ def read_header(path: str | Path) -> Header:
     """
     where = _header_path(path)
     text = _text(where)
-    return _usual(text, where) or _parse(text, where)
+    usual = _usual(text, where)
+    return _parse(text, where) if usual is None else usual.header()
 
 
-def _usual(text: str, where: Path) -> Header | None:
-    """A header as nearly all are, a third of the time: every field there, one blank between them, no comment.
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What the headers of a database have in common: their signals without file, initial value and checksum."""
 
-    The signals of one record differ from those of the next in name, initial value and checksum only, so the rest is checked
-    once (`_layout`).
+    signals: tuple[SignalSpec, ...]
+
+
+@dataclass(frozen=True)
+class Usual:
+    """A header as nearly all are: every field there, one blank between them, no comment, all signals in one file.
+
+    Attributes:
+        words: for each signal FILE, FORMAT to ADC ZERO, INITIAL, CHECKSUM, and BLOCK SIZE with NAME.
     """
-    line, end, rest = text.partition("\n")
+
+    path: Path
+    fs: float
+    n_samples: int
+    layout: Layout
+    words: list[tuple[str, str, str, str, str]]
+
+    @property
+    def file(self) -> str:
+        return self.words[0][0]
+
+    @property
+    def checksums(self) -> list[int]:
+        """Of each signal; 0 where there is none to compare with."""
+        return [int(words[3]) & 0xFFFF for words in self.words]
+
+    def header(self) -> Header:
+        """The same, field by field."""
+        signals = tuple(
+            [
+                known._replace(file=words[0], initial=int(words[2]), checksum=checksum or None)
+                for known, words, checksum in zip(
+                    self.layout.signals, self.words, self.checksums, strict=True
+                )
+            ]
+        )
+        return Header(self.path, self.fs, self.n_samples, signals, (), n_signals=len(signals))
+
+
+def read_usual(path: str | Path) -> Usual | None:
+    """The header in a third of the time of `read_header`, or None where it is not of the usual kind.
+
+    Raises:
+        InputError: the file is missing, or its first line cannot be read.
+    """
+    where = _header_path(path)
+    return _usual(_text(where), where)
+
+
+def _usual(text: str, where: Path) -> Usual | None:
+    line, _, rest = text.partition("\n")
     found = _USUAL.findall(rest)
-    # Whatever the pattern leaves out makes the lengths differ: two blanks and a line end a signal.
-    if not end or sum(map(len, chain.from_iterable(found))) + 5 * len(found) != len(rest):
+    # Whatever the pattern leaves out makes the lengths differ: four blanks and a line end a signal.
+    if not found or sum(map(len, chain.from_iterable(found))) + 5 * len(found) != len(rest):
         return None
     layout = _layout(tuple([(words[1], words[4]) for words in found]))
+    if layout is None or _CONTROL.search(text) or line.startswith("#"):
+        return None
     files = {words[0] for words in found}
-    if layout is None or _CONTROL.search(text) or line.startswith("#") or not all(map(plain_name, files)):
+    if len(files) > 1 or not plain_name(found[0][0]):
         return None
     n_signals, segments, fs, n_samples = _record_line(line, where)
     if segments is not None or n_signals != len(found) or not n_samples:
         return None
-    signals = tuple(
-        [
-            SignalSpec(words[0], *known[1:8], int(words[3]) & 0xFFFF or None, known[9], int(words[2]))
-            for known, words in zip(layout, found, strict=True)
-        ]
-    )
-    return Header(where, fs, n_samples, signals, (), n_signals=n_signals)
+    return Usual(where, fs, n_samples, layout, found)
 
 
 @lru_cache(maxsize=256)
-def _layout(lines: tuple[tuple[str, str], ...]) -> tuple[SignalSpec, ...] | None:
-    """The signals of ("16 1000(0)/mV 16 0", "0 V6") and so on, without name, initial value and checksum."""
+def _layout(lines: tuple[tuple[str, str], ...]) -> Layout | None:
+    """Of ("16 1000(0)/mV 16 0", "0 V6") and so on, checked once for all records that have it."""
     try:
-        return tuple(
+        signals = [
             _signal_line(f"x {start} 0 0 {end}", Path(), number) for number, (start, end) in enumerate(lines)
-        )
+        ]
     except InputError:  # said again, with the file's name
         return None
+    return Layout(tuple(signals))
 
 
 def _parse(text: str, where: Path) -> Header:
@@ -158,7 +204,7 @@ def _header_path(path: str | Path) -> Path:
 
 def _text(where: Path) -> str:
     try:
-        with open(where, "rb", opener=_without_waiting) as file:
+        with open(where, "rb", opener=open_without_waiting) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise InputError(where, "header", "no regular file", "a WFDB header")
@@ -177,7 +223,7 @@ def _text(where: Path) -> str:
         return raw.decode("latin-1")
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def open_without_waiting(path: str, flags: int) -> int:
     """Open, where a pipe would be waited for."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 

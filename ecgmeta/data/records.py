@@ -16,6 +16,7 @@ Where this differs from wfdb, on purpose:
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -34,7 +35,15 @@ from ecgmeta.data.formats import (
     same_length,
     signal_path,
 )
-from ecgmeta.data.header import DEFAULT_GAIN, Header, SignalSpec, read_header
+from ecgmeta.data.header import (
+    DEFAULT_GAIN,
+    Header,
+    Layout,
+    SignalSpec,
+    open_without_waiting,
+    read_header,
+    read_usual,
+)
 from ecgmeta.data.segments import join_segments
 from ecgmeta.runtime.errors import InputError
 
@@ -89,6 +98,58 @@ def read_record(
     Raises:
         InputError: missing, truncated or overlong files, unreadable fields, unknown units, a checksum that differs.
     """
+    record = None if method == "wfdb" else _read_microvolts(path, units_per_mv, checksum)
+    return record or _read_any(path, units_per_mv, checksum, method)
+
+
+def _read_microvolts(path: str | Path, units_per_mv: float | None, checksum: bool) -> Record | None:
+    """A sound record in whole microvolts, one file of format 16, as the large databases have them; None for any other, which
+    the long way reads, or refuses with the reason."""
+    usual = read_usual(path)
+    if usual is None:
+        return None
+    leads = _leads_in_microvolts(usual.layout, units_per_mv)
+    if leads is None:
+        return None
+    file_path = os.path.join(os.path.dirname(usual.path), usual.file)
+    size = 2 * len(leads) * usual.n_samples
+    try:
+        # Never more memory than the file is large; a byte too many is noticed, too.
+        if os.stat(file_path).st_size != size:
+            return None
+        with open(file_path, "rb", opener=open_without_waiting) as file:
+            raw = file.read(size + 1)
+    except OSError:
+        return None
+    if len(raw) != size:
+        return None
+    digital = np.ascontiguousarray(np.frombuffer(raw, dtype="<i2").reshape(-1, len(leads)).T)
+    if digital.min() == INVALID_16:
+        return None
+    if checksum:
+        totals = digital.sum(axis=1, dtype=np.int16).tolist()
+        for total, expected in zip(totals, usual.checksums, strict=True):
+            if expected and total & 0xFFFF != expected:
+                return None
+    return Record(str(usual.path).removesuffix(".hea"), digital, usual.fs, leads)
+
+
+@lru_cache(maxsize=64)
+def _leads_in_microvolts(layout: Layout, units_per_mv: float | None) -> tuple[str, ...] | None:
+    """The leads, where every one is format 16 from the first byte on and 1 adu is 1 µV."""
+    for spec in layout.signals:
+        factor = _PER_MV.get(_unit(spec.units))
+        scale = units_per_mv if units_per_mv is not None else factor and spec.gain * factor
+        baseline = 0 if units_per_mv is not None else spec.baseline
+        if spec[1:5] != (16, 1, 0, 0) or scale != MICROVOLTS or baseline:
+            return None
+    return tuple(spec.name for spec in layout.signals)
+
+
+def _read_any(
+    path: str | Path, units_per_mv: float | None, checksum: bool, method: Literal["auto", "direct", "wfdb"]
+) -> Record:
+    """Any record that can be read."""
     header = read_header(path)
     if header.parts:
         signal, leads = join_segments(
@@ -175,12 +236,8 @@ def _physical(
     gains = [spec.gain * _per_mv(header.path, spec.name, spec.units) for spec in header.signals]
     baselines = [spec.baseline for spec in header.signals]
     leads = tuple(spec.name for spec in header.signals)
-    missing = bool(invalid.any())
-    if digital.dtype == np.int16 and not missing and not any(baselines) and set(gains) == {MICROVOLTS}:
-        whole = np.asarray(digital, dtype=np.int16)
-        return Record(str(header.path).removesuffix(".hea"), whole, header.fs, leads)
     signal = _scale(digital, np.array(gains), np.array(baselines))
-    if missing:
+    if invalid.any():
         signal[invalid] = np.nan
     return Record(str(header.path.with_suffix("")), signal, header.fs, leads)
 
@@ -210,15 +267,15 @@ def _scale(
 
 def _per_mv(where: object, lead: str, units: str) -> float:
     """How many of `units` make a millivolt."""
-    factor = _factor(units)
+    factor = _PER_MV.get(_unit(units))
     if factor is None:
         raise InputError(where, f"units of signal {lead}", repr(units), "mV, uV or V")
     return factor
 
 
-@lru_cache(maxsize=64)
-def _factor(units: str) -> float | None:
-    return _PER_MV.get(units.casefold().replace("\u03bc", "µ"))
+def _unit(units: str) -> str:
+    """One spelling of each: a micro sign may be a Greek letter."""
+    return units.casefold().replace("\u03bc", "µ")
 
 
 def _wfdb_frames(header: Header) -> list[Frames]:
