@@ -32,7 +32,8 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench data
+	$(BIN)/python -m tests.bench cost
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

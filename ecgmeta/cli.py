@@ -102,17 +102,29 @@ def demo(
 @data_app.command("cache")
 def data_cache(
     path: Annotated[Path, typer.Argument(help="Folder of recordings.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="key=value as in a run, such as data.duration=5 or data.highpass=0.5."),
+    ] = None,
     kind: Annotated[str, typer.Option(help="ptbxl, ludb or wfdb.")] = "wfdb",
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Cache folder; name it as data.cache in a run.")
     ] = Path("cache"),
-    fs: Annotated[float, typer.Option(help="Sampling rate, Hz.")] = 100.0,
-    on_error: Annotated[str, typer.Option(help="raise or skip.")] = "raise",
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML file of the run it is made for.")
+    ] = None,
+    fs: Annotated[float | None, typer.Option(help="Sampling rate, Hz; data.fs for short.")] = None,
+    on_error: Annotated[str | None, typer.Option(help="raise or skip; data.on_error for short.")] = None,
 ) -> None:
-    """Decode recordings once into a memory map that later runs read."""
+    """Decode recordings once into a memory map that runs with the same settings read."""
     from ecgmeta.experiment.cohort import cache
+    from ecgmeta.experiment.config import read
 
-    typer.echo(repr(cache(path, kind, out, fs, on_error)))
+    experiment = read(config, overrides or [])
+    experiment.data.root, experiment.data.cache = str(path), str(out)
+    experiment.data.fs = experiment.data.fs if fs is None else fs
+    experiment.data.on_error = on_error or experiment.data.on_error
+    typer.echo(repr(cache(experiment, kind)))
 
 
 @data_app.command("audit")

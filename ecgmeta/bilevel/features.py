@@ -49,7 +49,8 @@ class _Table:
         total = torch.zeros_like(like)
         for number, rows in self.readers.items():
             own = cotangents[str(number)]
-            total = total + own if rows is None else total.index_add(0, rows, own)
+            # Rows index a pool, which may lie in main memory while the features lie on a GPU.
+            total = total + own if rows is None else total.index_add(0, rows.to(own.device), own)
         return total
 
 

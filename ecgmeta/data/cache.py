@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from ecgmeta.data.load import Loader, Reading
 from ecgmeta.data.preprocess import Window
+from ecgmeta.data.records import MICROVOLTS
 from ecgmeta.data.store import ScaledStore, SignalStore, map_npy
 from ecgmeta.runtime.errors import InputError
 
@@ -123,10 +124,15 @@ def write_signals(
     else uses the full range of int16.
     """
     units: list[NDArray[np.float32]] = []
+    microvolts = np.full(shape[0], MICROVOLTS, dtype=np.float32)
     dtype: np.dtype[Any] = np.dtype("<i2")
     with path.open("w+b") as file:
         start = file.write(_npy_header(dtype, (0, *shape)))
         for window in windows:
+            if dtype.kind == "i" and window.stored.dtype == np.int16:
+                file.write(np.ascontiguousarray(window.stored, dtype=dtype).data)
+                units.append(microvolts)
+                continue
             signal = window.signal
             if dtype.kind == "i" and np.abs(signal).max() > LARGEST_MV:
                 _widen(file, start, units, shape)

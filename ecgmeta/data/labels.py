@@ -46,7 +46,7 @@ def parse_scp_codes(text: str, where: object) -> tuple[str, ...]:
     """
     try:
         found = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # TypeError: {[]: 1}
         found = None
     if not isinstance(found, dict) or not all(isinstance(code, str) for code in found):
         raise InputError(where, "scp_codes", repr(text)[:80], "a dict of statement to likelihood")

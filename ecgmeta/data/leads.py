@@ -7,6 +7,7 @@ III = II − I, aVR = −(I + II)/2, aVL = I − II/2, aVF = II − I/2.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,15 +39,28 @@ def match_leads(found: Sequence[str], wanted: Sequence[str], where: object) -> l
     Raises:
         InputError: a wanted lead stands twice in `found`, so a choice would be a guess.
     """
+    places, twice = _places(tuple(found), tuple(wanted))
+    if twice is not None:
+        lead, count = twice
+        raise InputError(where, f"lead {lead}", f"{count} signals of that name", "one")
+    return list(places)
+
+
+@lru_cache(maxsize=256)
+def _places(
+    found: tuple[str, ...], wanted: tuple[str, ...]
+) -> tuple[tuple[int | None, ...], tuple[str, int] | None]:
+    """What :func:`match_leads` returns, and the lead that stands more than once with its count: the records of a source have
+    the same leads, thousands of times."""
     names = [canonical(name).casefold() for name in found]
     places: list[int | None] = []
     for lead in wanted:
         folded = canonical(lead).casefold()
         count = names.count(folded)
         if count > 1:
-            raise InputError(where, f"lead {lead}", f"{count} signals of that name", "one")
+            return (), (lead, count)
         places.append(names.index(folded) if count else None)
-    return places
+    return tuple(places), None
 
 
 def limb_errors(signals: NDArray[np.floating], leads: Sequence[str]) -> NDArray[np.float64]:

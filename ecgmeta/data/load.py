@@ -36,7 +36,7 @@ Fail = Callable[[InputError], None]  # raises, or notes the record and goes on
 
 
 class LoadOptions(TypedDict, total=False):
-    """Keywords every source of records takes beside its own; see `Preprocess` for what the first six mean.
+    """Keywords every source of records takes beside its own; see `Preprocess` for what the first nine mean.
 
     min_positives: keep only labels that at least this many records have (order unchanged).
     cache: a folder for the decoded signals; None reads the records each time.
@@ -50,6 +50,9 @@ class LoadOptions(TypedDict, total=False):
     short: Literal["pad", "drop", "raise"]
     bad_leads: Literal["error", "zero"]
     max_gap: float
+    highpass: float
+    lowpass: float
+    notch: float
     min_positives: int
     cache: str | Path | None
     on_error: Literal["raise", "skip"]
@@ -100,17 +103,28 @@ class RecordSource(ABC):
 
     def files(self) -> Iterator[tuple[str, int, int]]:
         """(relative path, bytes, modification time in ns) of every file the source may read, in any order."""
-        yield from _scan(self.root, self.root, self.suffixes)
+        top = os.path.join(self.root, "")
+        for folder in _folders(self.root):
+            with os.scandir(folder) as entries:
+                found = [entry for entry in entries if entry.name.endswith(self.suffixes)]
+            for entry in found:
+                try:
+                    stat = entry.stat()
+                except OSError:  # a link to nowhere: reading it says so
+                    continue
+                yield entry.path[len(top) :], stat.st_size, stat.st_mtime_ns
 
 
-def _scan(folder: Path, root: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, int, int]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _scan(Path(entry.path), root, suffixes)
-            elif entry.name.endswith(suffixes):
-                stat = entry.stat()
-                yield os.path.relpath(entry.path, root), stat.st_size, stat.st_mtime_ns
+def _folders(root: Path) -> Iterator[str]:
+    """`root` and every folder below it, links followed, each once (a link may lead back up)."""
+    seen: set[tuple[int, int]] = set()
+    for folder, below, _ in os.walk(root, followlinks=True):
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        yield folder
 
 
 class SourceDataset(ECGDataset):
@@ -243,6 +257,57 @@ class Reading:
         columns = ["row", "window", "valid_samples", "bad_leads", "original_fs"]
         types = {"row": int, "window": int, "valid_samples": int, "bad_leads": str, "original_fs": float}
         return pd.DataFrame(self.rows, columns=columns).astype(types)
+
+
+def preprocessed(
+    data: ECGDataset, how: Preprocess, *, on_error: Literal["raise", "skip"] = "raise"
+) -> ECGDataset:
+    """A dataset that is already in memory (an array, a simulation) after the same treatment as records of a folder.
+
+    Args:
+        data: any dataset; not changed.
+        how: what is done to each of its examples.
+        on_error: ``"raise"`` stops at the first example that is refused, ``"skip"`` leaves it out and says why.
+
+    Raises:
+        InputError: an example is refused, or none is left.
+    """
+    signals, rows, numbers, valid, bad = [], [], [], [], []
+    skipped = list(data.skipped)
+    for row in range(len(data)):
+        name = f"{data.meta['source'].iloc[row]}/{data.meta['record'].iloc[row]}"
+        recorded = data.take([row])[0][:, : int(data.meta["valid_samples"].iloc[row])]
+        for window in how.apply(Record(name, recorded, data.fs, data.leads)):
+            if isinstance(window, InputError):
+                if on_error == "raise":
+                    raise window
+                skipped.append(str(window))
+                continue
+            signals.append(window.signal)
+            rows.append(row)
+            numbers.append(window.number)
+            valid.append(window.valid)
+            bad.append(",".join(window.bad_leads))
+    if not rows:
+        why = f"; the first of {len(skipped)} skipped: {skipped[0]}" if skipped else ""
+        raise InputError("preprocess", "examples", f"none to use{why}", "at least one")
+    meta = data.meta.iloc[rows].reset_index(drop=True)
+    earlier = meta["bad_leads"].astype(str)
+    meta["window"] += numbers
+    meta["valid_samples"] = valid
+    meta["bad_leads"] = [
+        ",".join(dict.fromkeys(filter(None, f"{a},{b}".split(","))))
+        for a, b in zip(earlier, bad, strict=True)
+    ]
+    return ECGDataset(
+        np.stack(signals),
+        data.labels[rows],
+        fs=how.fs,
+        leads=how.lead_names,
+        label_names=data.label_names,
+        meta=meta,
+        skipped=skipped,
+    )
 
 
 def _settings(source: RecordSource, fs: float, options: LoadOptions) -> tuple[Preprocess, Loader]:

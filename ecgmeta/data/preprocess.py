@@ -1,34 +1,51 @@
-"""From a record to fixed-length windows: leads by name, gaps, one rate, one length, refusals with a reason.
+"""From a record to fixed-length windows: leads by name, gaps, filters, one rate, one length, refusals with a reason.
 
-`Preprocess` is a plain, serialisable description; the same object gives the same windows from the same record, always.
+`Preprocess` is a plain, serialisable description; the same object gives the same windows from the same record, always. It
+travels with an encoder (``encoder.preprocess``), so whoever loads one can treat new recordings alike::
+
+    encoder = ResNet1d.from_pretrained("runs/meta/encoder")
+    data = LUDB("ludb/", **encoder.preprocess)                                  # a folder of recordings, or
+    x = Preprocess.from_dict(encoder.preprocess).array(signal, fs, lead_names)  # one array
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecgmeta.data.leads import STANDARD_LEADS, canonical, match_leads
-from ecgmeta.data.records import Record
+from ecgmeta.data.records import Record, millivolts
 from ecgmeta.runtime.errors import InputError
 
 # 1/1000 keeps the filter of an odd rate such as 257 Hz short; the rate error it can cost is below 1e-6.
 _LARGEST_RATIO = 1000
+# Of the Butterworth filters, which run forwards and backwards: twice the slope, and no shift of any wave.
+_ORDER = 3
+_NOTCH_Q = 30.0  # 50 Hz ± 0.8 Hz
+_SETTLED = 3.0  # periods of its corner after which the end of a record is out of the high-pass's memory
 
 
 @dataclass(frozen=True)
 class Window:
-    """`signal` (leads, samples) float32 mV; `valid` samples are recorded, the rest padded with zeros."""
+    """`signal` (leads, samples) float32 mV; `valid` samples are recorded, the rest padded with zeros.
 
-    signal: NDArray[np.float32]
+    `stored` is that, or the same in whole microvolts as int16 (see `Record`).
+    """
+
+    stored: NDArray[np.float32] | NDArray[np.int16]
     number: int
     valid: int
     bad_leads: tuple[str, ...]
+
+    @property
+    def signal(self) -> NDArray[np.float32]:
+        return millivolts(self.stored)
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,10 @@ class Preprocess:
             refused (``"error"``) or becomes zeros and is listed in `Window.bad_leads` (``"zero"``). A window in which
             every lead is bad is refused either way.
         max_gap: runs of missing samples (NaN) up to this long, s, are interpolated linearly.
+        highpass, lowpass: corners, Hz, of zero-phase Butterworth filters (−6 dB there), at the record's own rate; 0 is none. A
+            low-pass above what the record's rate can hold has nothing to do.
+        notch: mains frequency, Hz, taken out by a zero-phase notch; 0 is none. Where the record's rate cannot hold it there is
+            nothing to take out.
     """
 
     fs: float = 100.0
@@ -56,6 +77,9 @@ class Preprocess:
     short: Literal["pad", "drop", "raise"] = "pad"
     bad_leads: Literal["error", "zero"] = "error"
     max_gap: float = 0.1
+    highpass: float = 0.0
+    lowpass: float = 0.0
+    notch: float = 0.0
 
     def __post_init__(self) -> None:
         choices = {
@@ -73,6 +97,16 @@ class Preprocess:
             raise InputError("preprocess", "duration * fs", self.duration * self.fs, "at least 2 samples")
         if not 0 <= self.max_gap < 1e6:
             raise InputError("preprocess", "max_gap", self.max_gap, "zero or more seconds")
+        for field in ("highpass", "lowpass", "notch"):
+            if not 0 <= getattr(self, field) < 1e6:
+                raise InputError("preprocess", field, getattr(self, field), "Hz, or 0 for none")
+        if max(self.highpass, self.lowpass) >= self.fs / 2:
+            found = f"{self.highpass:g} and {self.lowpass:g} Hz"
+            raise InputError(
+                "preprocess", "highpass, lowpass", found, f"below {self.fs / 2:g} Hz, half of fs"
+            )
+        if self.lowpass and self.highpass >= self.lowpass:
+            raise InputError("preprocess", "highpass", f"{self.highpass:g} Hz", f"below {self.lowpass:g} Hz")
         if not self.lead_names or len(set(self.lead_names)) != len(self.lead_names):
             raise InputError("preprocess", "leads", self.leads, "different names, at least one")
 
@@ -81,14 +115,53 @@ class Preprocess:
         """Samples in a window."""
         return round(self.duration * self.fs)
 
-    @property
+    @cached_property
     def lead_names(self) -> tuple[str, ...]:
         """The leads of the result, in standard spelling."""
         return STANDARD_LEADS if self.leads is None else tuple(canonical(name) for name in self.leads)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready description; ``Preprocess(**d)`` gives it back (leads as a tuple)."""
+        """A JSON-ready description for `from_dict`; also the keywords of every source, ``LUDB(root, **d)``."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Preprocess:
+        """What `to_dict` gave, after a trip through JSON.
+
+        Raises:
+            InputError: an unknown setting, or a value out of range.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise InputError("preprocess", name, "an unknown setting", f"some of {', '.join(known)}")
+        leads = settings.get("leads")
+        return cls(**{**settings, "leads": None if leads is None else tuple(leads)})
+
+    def array(
+        self, signal: NDArray[np.floating], fs: float, leads: Sequence[str], name: str = "array"
+    ) -> NDArray[np.float32]:
+        """One recording that is already in memory, as (windows, leads, samples) float32 mV.
+
+        Args:
+            signal: (leads, samples), mV.
+            fs: its rate, Hz.
+            leads: the name of each lead.
+            name: of the recording, for errors.
+
+        Raises:
+            InputError: shapes that do not fit, or the first window that is refused.
+        """
+        if signal.ndim != 2 or len(signal) != len(leads) or not signal.size:
+            raise InputError(name, "signal", f"shape {signal.shape}", f"({len(leads)} leads, samples)")
+        if not 0 < fs < 1e6:
+            raise InputError(name, "fs", fs, "a rate in Hz")
+        windows = []
+        for window in self.apply(Record(name, np.asarray(signal, dtype=np.float32), float(fs), tuple(leads))):
+            if isinstance(window, InputError):
+                raise window
+            windows.append(window.signal)
+        return np.stack(windows)
 
     def apply(self, record: Record) -> Iterator[Window | InputError]:
         """The windows of a record, in order; an `InputError` stands in the place of a window that is refused.
@@ -96,14 +169,17 @@ class Preprocess:
         Args:
             record: (leads, samples) mV at its own rate; not changed.
         """
+        ready = self._ready(record)
+        if ready is not None:
+            yield from ready
+            return
         raw = self._select(record)
-        if (
-            self.windows == "first"
-        ):  # a second more than the window, so that the end of the filter sees real samples
-            raw = raw[:, : int(np.ceil((self.duration + 1) * record.fs))]
+        if self.windows == "first":  # and more, so that the ends of the filters see real samples
+            reach = max(1.0, _SETTLED / self.highpass if self.highpass else 0.0)
+            raw = raw[:, : int(np.ceil((self.duration + reach) * record.fs))]
         # What is never filled stays marked, and becomes a bad lead in the windows that hold it.
         clean, gaps = fill_gaps(raw, int(self.max_gap * record.fs))
-        signal = resample(clean, record.fs, self.fs)
+        signal = resample(self.filter(clean, record.fs), record.fs, self.fs)
         length = signal.shape[1]
         if length < self.samples and self.short != "pad":
             found = f"{raw.shape[1] / record.fs:g} s"
@@ -115,6 +191,47 @@ class Preprocess:
             first, last = (round(s * record.fs / self.fs) for s in (start, start + self.samples))
             piece = signal[:, start : start + self.samples]
             yield self._window(record, number, piece, clean[:, first:last], gaps[:, first:last])
+
+    def _ready(self, record: Record) -> list[Window] | None:
+        """Windows of whole microvolts, cut and otherwise as stored; None where anything is to be done or refused.
+
+        The same as the long way gives, in a tenth of its time: a database at the wanted rate is copied, not computed.
+        """
+        touched = record.fs != self.fs or self.highpass or self.lowpass or self.notch
+        count = record.stored.shape[1] // self.samples
+        if touched or record.stored.dtype != np.int16 or not count:
+            return None
+        matched = match_leads(record.leads, self.lead_names, record.path)
+        places = [place for place in matched if place is not None]
+        if len(places) < len(matched):
+            return None
+        stored = record.stored
+        if places != list(range(len(stored))):
+            stored = stored[places]
+        windows = []
+        for number in range(count if self.windows == "all" else 1):
+            piece = stored[:, number * self.samples : (number + 1) * self.samples]
+            if (piece == piece[:, :1]).all(axis=1).any():  # a flat lead
+                return None
+            windows.append(Window(piece, number, self.samples, ()))
+        return windows
+
+    def filter(self, signal: NDArray[np.float32], fs: float) -> NDArray[np.float32]:
+        """High-pass, notch and low-pass as set, zero-phase; the argument itself where none is.
+
+        Args:
+            signal: (leads, samples), finite.
+            fs: its rate, Hz.
+        """
+        sections = _sections(self.highpass, self.lowpass, self.notch, fs)
+        if not len(sections):
+            return signal
+        from scipy.signal import sosfiltfilt
+
+        # scipy's own padding is a few samples; a slow high-pass needs its memory's length, reflected about the end point.
+        wanted = int(fs * _SETTLED / self.highpass) if self.highpass else int(fs)
+        padding = min(wanted, signal.shape[1] - 1)
+        return np.asarray(sosfiltfilt(sections, signal, axis=1, padlen=padding), dtype=np.float32)
 
     def _select(self, record: Record) -> NDArray[np.float32]:
         """The wanted leads in order, a missing one as NaN throughout."""
@@ -181,6 +298,21 @@ def fill_gaps(signal: NDArray[np.float32], longest: int) -> tuple[NDArray[np.flo
         filled[row, gap] = np.interp(gap, good, signal[row, good]) if good.size else 0
         filled[row, too_long[row]] = 0
     return filled, too_long
+
+
+@lru_cache(maxsize=64)
+def _sections(highpass: float, lowpass: float, notch: float, fs: float) -> NDArray[np.float64]:
+    """Second-order sections of all filters that a rate of ``fs`` can hold; (0, 6) for none."""
+    from scipy.signal import butter, iirnotch, tf2sos
+
+    parts: list[NDArray[np.float64]] = [np.zeros((0, 6))]
+    if 0 < highpass < fs / 2:
+        parts.append(butter(_ORDER, highpass, "highpass", fs=fs, output="sos"))
+    if 0 < notch < fs / 2:
+        parts.append(tf2sos(*iirnotch(notch, _NOTCH_Q, fs)))
+    if 0 < lowpass < fs / 2:
+        parts.append(butter(_ORDER, lowpass, "lowpass", fs=fs, output="sos"))
+    return np.concatenate(parts)
 
 
 def resample(signal: NDArray[np.float32], fs_in: float, fs_out: float) -> NDArray[np.float32]:

@@ -1,167 +1,83 @@
 """One WFDB record, safely: header, signal file, physical units.
 
-Format 16 (PTB-XL, LUDB, the challenge's ``.mat`` files) is read directly, several times faster than through wfdb and equal
-to it; every other format, and every multi-segment record, goes through wfdb. Whatever is wrong with a record ends in one
-`InputError` that names the file.
+Signal files are read directly, format 16 (PTB-XL, LUDB, the challenge's ``.mat`` files) in a single step; compressed ones
+(FLAC) go through wfdb, and ``method="wfdb"`` reads anything that way for comparison. Whatever is wrong with a record ends in
+one `InputError` that names the file.
 
-Header syntax: WFDB header(5), https://physionet.org/physiotools/wag/header-5.htm
+Where this differs from wfdb, on purpose:
+
+1. a signal file must have the size that its header promises, and stored checksums must match;
+2. a frame of several samples is their mean, cut to whole adu as wfdb's library in C and wfdb do, but "no sample" where one of
+   them is missing (wfdb averages the code for it);
+3. each signal may have its own skew (wfdb fails where two differ, and leaves zeros at the end of frames of several samples);
+4. format 8 starts from the ADC zero where no initial value is given, as header(5) says (wfdb: from 0);
+5. segments are joined by the names of their leads (wfdb takes the order of the first one for all).
 """
 
 from __future__ import annotations
 
-import math
-import re
+import os
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ecgmeta.data.formats import (
+    COMPRESSED,
+    Frames,
+    file_frames,
+    groups,
+    read_frames,
+    reserved,
+    same_length,
+    signal_path,
+)
+from ecgmeta.data.header import (
+    DEFAULT_GAIN,
+    Header,
+    Layout,
+    SignalSpec,
+    open_without_waiting,
+    read_header,
+    read_usual,
+)
+from ecgmeta.data.segments import join_segments
 from ecgmeta.runtime.errors import InputError
 
+__all__ = ["DEFAULT_GAIN", "INVALID_16", "Header", "Record", "SignalSpec", "read_header", "read_record"]
+
 INVALID_16 = -32768  # the digital value format 16 reserves for "no sample"
-DEFAULT_GAIN = 200.0  # adu/mV where a header gives none or 0
+MICROVOLTS = 1000.0  # in a millivolt
 _PER_MV = {"mv": 1.0, "uv": 1e3, "µv": 1e3, "v": 1e-3}  # how many of the unit make one millivolt
-_GAIN = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?:\(([+-]?\d+)\))?(?:/(\S+))?$")
-_FORMAT = re.compile(r"(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?$")
-_FREQUENCY = re.compile(r"(\d+\.?\d*(?:[eE][+-]?\d+)?)(?:/.*)?$")
-
-
-@dataclass(frozen=True)
-class SignalSpec:
-    """One signal line of a header. `gain` is in adu per unit, `baseline` in adu, `offset` in bytes."""
-
-    file: str
-    fmt: int
-    per_frame: int
-    skew: int
-    offset: int
-    gain: float
-    baseline: int
-    units: str
-    checksum: int | None
-    name: str
-
-
-@dataclass(frozen=True)
-class Header:
-    """A parsed header; `fs` in Hz, `n_samples` a signal (None where the header does not say)."""
-
-    path: Path
-    fs: float
-    n_samples: int | None
-    signals: tuple[SignalSpec, ...]
-    comments: tuple[str, ...]
-    segments: int = 1
 
 
 @dataclass(frozen=True)
 class Record:
-    """One recording: `signal` (leads, samples) float32 mV, NaN where no sample is stored; `fs` in Hz."""
+    """One recording: `signal` (leads, samples) float32 mV, NaN where no sample is stored; `fs` in Hz.
+
+    `stored` is that, or the same in whole microvolts as int16, which whoever does no arithmetic with them can pass on.
+    """
 
     path: str
-    signal: NDArray[np.float32]
+    stored: NDArray[np.float32] | NDArray[np.int16]
     fs: float
     leads: tuple[str, ...]
 
-
-@lru_cache(maxsize=4096)
-def _gain(text: str) -> tuple[float, int | None, str] | None:
-    """``1000.0(0)/mV`` → (gain, baseline or None, units); None where it cannot be read."""
-    found = _GAIN.match(text)
-    if found is None or len(text) > 60 or not 0 <= float(found[1]) < 1e12:
-        return None
-    return float(found[1]) or DEFAULT_GAIN, int(found[2]) if found[2] else None, found[3] or "mV"
+    @cached_property
+    def signal(self) -> NDArray[np.float32]:
+        return millivolts(self.stored)
 
 
-@lru_cache(maxsize=256)
-def _format(text: str) -> tuple[int, int, int, int] | None:
-    """``16x1+24`` → (format, samples per frame, skew, byte offset)."""
-    found = _FORMAT.match(text)
-    if found is None:
-        return None
-    return int(found[1]), int(found[2] or 1), int(found[3] or 0), int(found[4] or 0)
-
-
-def _signal_line(line: str, where: Path, number: int) -> SignalSpec:
-    field = f"signal line {number + 1}"
-    parts = line.split(None, 8)
-    if len(parts) < 2:
-        raise InputError(where, field, repr(line), "FILE FORMAT GAIN ...")
-    fmt = _format(parts[1])
-    if fmt is None:
-        raise InputError(where, f"{field}, format", repr(parts[1]), "a number such as 16, 212 or 16+24")
-    gain = _gain(parts[2]) if len(parts) > 2 else (DEFAULT_GAIN, None, "mV")
-    if gain is None:
-        raise InputError(where, f"{field}, gain", repr(parts[2]), "such as 1000/mV or 1000(0)/mV")
-    try:
-        numbers = [int(text) for text in parts[3:8]]
-    except ValueError:
-        raise InputError(where, field, repr(line), "integers in fields 4 to 8") from None
-    if "/" in parts[0] or "\\" in parts[0]:
-        raise InputError(where, f"{field}, file", repr(parts[0]), "a plain file name beside the header")
-    zero = numbers[1] if len(numbers) > 1 else 0
-    # A checksum of 0 is what writers that do not compute one leave there.
-    checksum = numbers[3] & 0xFFFF if len(numbers) > 3 and numbers[3] else None
-    name = parts[8].strip() if len(parts) > 8 else f"signal {number}"
-    baseline = zero if gain[1] is None else gain[1]
-    if abs(baseline) >= 2**31:
-        raise InputError(where, f"{field}, baseline", baseline, "a 32-bit number")
-    return SignalSpec(parts[0], *fmt, gain[0], baseline, gain[2], checksum, name)
-
-
-def read_header(path: str | Path) -> Header:
-    """Parse the header of a record.
-
-    Args:
-        path: the record, with or without ``.hea``.
-
-    Raises:
-        InputError: the file is missing or one of its lines cannot be read.
-    """
-    where = Path(path)
-    if where.suffix != ".hea":
-        where = where.with_name(where.name + ".hea")
-    try:
-        text = where.read_bytes().decode("latin-1")
-    except FileNotFoundError:
-        raise InputError(where, "header", "no such file", "a WFDB header") from None
-    except OSError as error:
-        raise InputError(where, "header", error.strerror, "a readable file") from None
-    lines = [line.strip() for line in text.splitlines()]
-    comments = tuple(line[1:].strip() for line in lines if line.startswith("#"))
-    lines = [line for line in lines if line and not line.startswith("#")]
-    if not lines:
-        raise InputError(where, "record line", "nothing", "NAME SIGNALS FREQUENCY SAMPLES")
-    n_signals, segments, fs, n_samples = _record_line(lines[0], where)
-    if segments > 1:
-        return Header(where, fs, n_samples, (), comments, segments)
-    if len(lines) - 1 != n_signals:
-        raise InputError(where, "signal lines", len(lines) - 1, f"{n_signals}, as the first line says")
-    signals = tuple(_signal_line(line, where, number) for number, line in enumerate(lines[1:]))
-    return Header(where, fs, n_samples, signals, comments)
-
-
-def _record_line(line: str, where: Path) -> tuple[int, int, float, int | None]:
-    """The first line: (signals, segments, Hz, samples or None)."""
-    parts = line.split()
-    name, _, segments = parts[0].partition("/")
-    try:
-        n_signals, n_segments = int(parts[1]), int(segments or 1)
-        rate = _FREQUENCY.match(parts[2]) if len(parts) > 2 else None
-        fs = float(rate[1]) if rate else 250.0 if len(parts) < 3 else math.nan
-        n_samples = int(parts[3]) if len(parts) > 3 else None
-    except (ValueError, IndexError):
-        raise InputError(where, "record line", repr(line), "NAME SIGNALS FREQUENCY SAMPLES") from None
-    if not name or n_signals < 1 or n_segments < 1:
-        raise InputError(where, "record line", repr(line), "a name and at least one signal")
-    if not 1 <= fs <= 100_000:
-        raise InputError(where, "sampling frequency", repr(parts[2]), "1 to 100000 Hz")
-    if n_samples is not None and n_samples < 1:
-        raise InputError(where, "number of samples", n_samples, "at least 1")
-    return n_signals, n_segments, fs, n_samples
+def millivolts(stored: NDArray[np.float32] | NDArray[np.int16]) -> NDArray[np.float32]:
+    """float32 as it is, int16 as whole microvolts."""
+    if stored.dtype != np.int16:
+        return np.asarray(stored, dtype=np.float32)
+    signal = np.ascontiguousarray(stored, dtype=np.float32)
+    signal /= np.float32(MICROVOLTS)
+    return signal
 
 
 def read_record(
@@ -182,89 +98,158 @@ def read_record(
     Raises:
         InputError: missing, truncated or overlong files, unreadable fields, unknown units, a checksum that differs.
     """
+    record = None if method == "wfdb" else _read_microvolts(path, units_per_mv, checksum)
+    return record or _read_any(path, units_per_mv, checksum, method)
+
+
+def _read_microvolts(path: str | Path, units_per_mv: float | None, checksum: bool) -> Record | None:
+    """A sound record in whole microvolts, one file of format 16, as the large databases have them; None for any other, which
+    the long way reads, or refuses with the reason."""
+    usual = read_usual(path)
+    if usual is None:
+        return None
+    leads = _leads_in_microvolts(usual.layout, units_per_mv)
+    if leads is None:
+        return None
+    file_path = os.path.join(os.path.dirname(usual.path), usual.file)
+    size = 2 * len(leads) * usual.n_samples
+    try:
+        # Never more memory than the file is large; a byte too many is noticed, too.
+        if os.stat(file_path).st_size != size:
+            return None
+        with open(file_path, "rb", opener=open_without_waiting) as file:
+            raw = file.read(size + 1)
+    except OSError:
+        return None
+    if len(raw) != size:
+        return None
+    digital = np.ascontiguousarray(np.frombuffer(raw, dtype="<i2").reshape(-1, len(leads)).T)
+    if digital.min() == INVALID_16:
+        return None
+    if checksum:
+        totals = digital.sum(axis=1, dtype=np.int16).tolist()
+        for total, expected in zip(totals, usual.checksums, strict=True):
+            if expected and total & 0xFFFF != expected:
+                return None
+    return Record(str(usual.path).removesuffix(".hea"), digital, usual.fs, leads)
+
+
+@lru_cache(maxsize=64)
+def _leads_in_microvolts(layout: Layout, units_per_mv: float | None) -> tuple[str, ...] | None:
+    """The leads, where every one is format 16 from the first byte on and 1 adu is 1 µV."""
+    for spec in layout.signals:
+        factor = _PER_MV.get(_unit(spec.units))
+        scale = units_per_mv if units_per_mv is not None else factor and spec.gain * factor
+        baseline = 0 if units_per_mv is not None else spec.baseline
+        if spec[1:5] != (16, 1, 0, 0) or scale != MICROVOLTS or baseline:
+            return None
+    return tuple(spec.name for spec in layout.signals)
+
+
+def _read_any(
+    path: str | Path, units_per_mv: float | None, checksum: bool, method: Literal["auto", "direct", "wfdb"]
+) -> Record:
+    """Any record that can be read."""
     header = read_header(path)
-    direct = header.segments == 1 and all(
-        (spec.fmt, spec.per_frame, spec.skew) == (16, 1, 0) for spec in header.signals
-    )
-    if method == "direct" and not direct:
-        formats = sorted({spec.fmt for spec in header.signals})
-        raise InputError(header.path, "format", formats or "several segments", "16, one sample a frame")
+    if header.parts:
+        signal, leads = join_segments(
+            header,
+            lambda name: read_record(
+                header.path.with_name(name + ".hea"),
+                units_per_mv=units_per_mv,
+                checksum=checksum,
+                method=method,
+            ),
+        )
+        return Record(str(header.path.with_suffix("")), signal, header.fs, leads)
+    compressed = sorted({spec.fmt for spec in header.signals} & set(COMPRESSED))
+    if method == "direct" and compressed:
+        raise InputError(header.path, "format", compressed, "one that is not compressed")
     if units_per_mv is not None:
-        fixed = (replace(s, gain=units_per_mv, baseline=0, units="mV") for s in header.signals)
+        fixed = (s._replace(gain=units_per_mv, baseline=0, units="mV") for s in header.signals)
         header = replace(header, signals=tuple(fixed))
-    if direct and method != "wfdb":
+    if method == "wfdb" or compressed:
+        return _from_frames(header, _wfdb_frames(header), checksum)
+    if all((spec.fmt, spec.per_frame, spec.skew) == (16, 1, 0) for spec in header.signals):
         digital = _read_format16(header)
-        return _physical(header, digital, digital == INVALID_16, checksum)
-    return _read_wfdb(header, checksum)
+        invalid = digital == INVALID_16
+        return _physical(header, digital, invalid, checksum)
+    return _from_frames(header, read_frames(header), checksum)
 
 
 def _read_format16(header: Header) -> NDArray[np.int16]:
     """Digital values (signals, samples) of a format-16 record, file by file."""
     rows: list[NDArray[np.int16]] = []
-    specs = list(header.signals)
-    while specs:
-        group = [spec for spec in specs if spec.file == specs[0].file]
-        if specs[: len(group)] != group:
-            raise InputError(
-                header.path, "signal lines", f"{group[0].file} in two places", "files in one run"
-            )
-        specs = specs[len(group) :]
-        rows.append(_read_file(header, group[0].file, len(group), max(spec.offset for spec in group)))
-    if len({row.shape[1] for row in rows}) > 1:
-        raise InputError(
-            header.path, "samples", [row.shape[1] for row in rows], "the same number in every file"
-        )
+    for group in groups(header):
+        count, first = file_frames(header, group) * len(group), group[0]
+        path = signal_path(header, first.file)
+        try:
+            with open(path, "rb") as file:
+                file.seek(first.offset)
+                raw = file.read(2 * count)
+        except OSError as error:
+            raise InputError(path, "signal file", error.strerror or error, "a readable file") from None
+        if len(raw) != 2 * count:
+            raise InputError(path, "size", f"{len(raw)} bytes", f"{2 * count} bytes")
+        flat = np.frombuffer(raw, dtype="<i2")
+        rows.append(flat.reshape(-1, len(group)).T)
+    same_length(header, [row.shape[1] for row in rows])
     return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
 
-def _read_file(header: Header, name: str, n_signals: int, offset: int) -> NDArray[np.int16]:
-    path = header.path.with_name(name)
-    try:
-        size = path.stat().st_size
-        expected = size - offset if header.n_samples is None else 2 * n_signals * header.n_samples
-        if size - offset != expected or expected <= 0 or expected % (2 * n_signals):
-            wanted = (
-                f"{offset + expected}"
-                if header.n_samples
-                else f"a multiple of {2 * n_signals} after the header"
-            )
+def _from_frames(header: Header, frames: list[Frames], checksum: bool) -> Record:
+    """Undo the skew, average the samples of each frame, and to millivolts."""
+    rows, missing = [], []
+    for spec, stored in zip(header.signals, frames, strict=True):
+        if checksum:
+            _compare_checksum(header, spec, int(stored.sum(dtype=np.int64)))
+        if spec.skew >= len(stored):
             raise InputError(
-                path, "size", f"{size} bytes", f"{wanted} bytes ({n_signals} signals of format 16)"
+                header.path, f"skew of signal {spec.name}", spec.skew, f"less than {len(stored)}"
             )
-        flat = np.fromfile(path, dtype="<i2", offset=offset)
-    except FileNotFoundError:
-        raise InputError(
-            header.path, "signal file", f"{name}, which does not exist", "a file beside it"
-        ) from None
-    except OSError as error:
-        raise InputError(path, "signal file", error.strerror, "a readable file") from None
-    return flat.reshape(-1, n_signals).T
+        code = reserved(spec.fmt)
+        absent = np.zeros(len(stored), bool) if code is None else (stored == code).any(axis=1)
+        # A skew of s says that the first s stored frames are older than the record: the last s were never stored.
+        row, lost = np.zeros(len(stored), np.int64), np.ones(len(stored), bool)
+        kept = len(stored) - spec.skew
+        mean = (
+            stored[:, 0]
+            if spec.per_frame == 1
+            else np.trunc(stored.sum(axis=1, dtype=np.int64) / spec.per_frame)
+        )
+        row[:kept], lost[:kept] = mean[spec.skew :], absent[spec.skew :]
+        rows.append(row)
+        missing.append(lost)
+    return _physical(header, np.stack(rows), np.stack(missing), checksum=False)
 
 
 def _physical(
     header: Header, digital: NDArray[np.integer], invalid: NDArray[np.bool_], checksum: bool
 ) -> Record:
     """(digital − baseline) / gain in mV; the checksum is the sum of the digital values modulo 2**16."""
+    digital = np.ascontiguousarray(digital)  # lead by lead: everything below runs along time
     if checksum:
         # Sums modulo 2**16 need no more than 16 bits, and int16 adds without a conversion.
-        sums = (
-            digital.sum(axis=1, dtype=np.int16 if digital.dtype == np.int16 else np.int64).astype(np.int64)
-            & 0xFFFF
-        )
-        for spec, total in zip(header.signals, sums, strict=True):
-            if spec.checksum is not None and total != spec.checksum:
-                raise InputError(
-                    header.path,
-                    f"checksum of signal {spec.name}",
-                    f"{total} in {spec.file}",
-                    f"{spec.checksum} (the file has changed since it was written; checksum=False reads it anyway)",
-                )
+        totals = digital.sum(axis=1, dtype=np.int16).tolist()
+        for spec, total in zip(header.signals, totals, strict=True):
+            _compare_checksum(header, spec, total)
     gains = [spec.gain * _per_mv(header.path, spec.name, spec.units) for spec in header.signals]
-    signal = _scale(digital, np.array(gains), np.array([spec.baseline for spec in header.signals]))
+    baselines = [spec.baseline for spec in header.signals]
+    leads = tuple(spec.name for spec in header.signals)
+    signal = _scale(digital, np.array(gains), np.array(baselines))
     if invalid.any():
         signal[invalid] = np.nan
-    leads = tuple(spec.name for spec in header.signals)
     return Record(str(header.path.with_suffix("")), signal, header.fs, leads)
+
+
+def _compare_checksum(header: Header, spec: SignalSpec, total: int) -> None:
+    if spec.checksum is not None and total & 0xFFFF != spec.checksum:
+        raise InputError(
+            header.path,
+            f"checksum of signal {spec.name}",
+            f"{total & 0xFFFF} in {spec.file}",
+            f"{spec.checksum} (the file has changed since it was written; checksum=False reads it anyway)",
+        )
 
 
 def _scale(
@@ -282,34 +267,51 @@ def _scale(
 
 def _per_mv(where: object, lead: str, units: str) -> float:
     """How many of `units` make a millivolt."""
-    factor = _PER_MV.get(units.casefold().replace("\u03bc", "µ"))
+    factor = _PER_MV.get(_unit(units))
     if factor is None:
         raise InputError(where, f"units of signal {lead}", repr(units), "mV, uV or V")
     return factor
 
 
-def _read_wfdb(header: Header, checksum: bool) -> Record:
-    """Any other format, through wfdb."""
+def _unit(units: str) -> str:
+    """One spelling of each: a micro sign may be a Greek letter."""
+    return units.casefold().replace("\u03bc", "µ")
+
+
+def _wfdb_frames(header: Header) -> list[Frames]:
+    """The digital values as stored, by wfdb; sizes are checked before it is asked."""
     import wfdb
 
+    frames = [
+        _flac_frames(header, g) if g[0].fmt in COMPRESSED else file_frames(header, g) for g in groups(header)
+    ]
+    same_length(header, frames)
     name = str(header.path.with_suffix(""))
     try:
-        # A single segment is read in digital values, so that gain and checksum are treated in one place.
-        found: Any = wfdb.rdrecord(name, physical=header.segments > 1)
+        found: Any = wfdb.rdrecord(name, physical=False, smooth_frames=False, ignore_skew=True)
+        stored = [
+            np.asarray(part).reshape(frames[0], spec.per_frame)
+            for part, spec in zip(found.e_d_signal, header.signals, strict=True)
+        ]
     except Exception as error:  # wfdb answers a broken file with whatever its parser hit first
         found_text = f"{type(error).__name__}: {error}"[:200]
         raise InputError(header.path, "record", found_text, "a record wfdb can read") from None
-    if header.segments > 1:
-        scale = [1 / _per_mv(header.path, n, u) for n, u in zip(found.sig_name, found.units, strict=True)]
-        signal = np.ascontiguousarray((found.p_signal * np.array(scale)).T, dtype=np.float32)
-        return Record(name, signal, float(found.fs), tuple(found.sig_name))
-    digital = found.d_signal.T
-    reserved = np.array([-(1 << (_bits(spec.fmt) - 1)) for spec in header.signals])[:, None]
-    # wfdb averages the samples of a frame and shifts skewed signals: what it returns is not what was summed.
-    as_stored = all(spec.per_frame == 1 and spec.skew == 0 for spec in header.signals)
-    return _physical(header, digital, digital == reserved, checksum and as_stored)
+    return stored
 
 
-def _bits(fmt: int) -> int:
-    """Resolution of a WFDB storage format; its lowest value means "no sample"."""
-    return {8: 8, 80: 8, 212: 12, 310: 10, 311: 10, 24: 24, 32: 32}.get(fmt, 16)
+def _flac_frames(header: Header, group: list[SignalSpec]) -> int:
+    """The frames that a FLAC file says it holds."""
+    import soundfile
+
+    first, path = group[0], header.path.with_name(group[0].file)
+    try:
+        found = soundfile.info(str(path))
+    except (OSError, RuntimeError) as error:  # soundfile's own errors are RuntimeErrors
+        raise InputError(path, "signal file", str(error)[:200], "a FLAC file") from None
+    samples = int(found.frames) - first.offset
+    frames = samples // first.per_frame if header.n_samples is None else header.n_samples
+    if samples < 1 or samples != frames * first.per_frame:
+        raise InputError(
+            path, "size", f"{found.frames} samples", f"{first.offset + frames * first.per_frame}"
+        )
+    return frames

@@ -22,7 +22,7 @@ def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
         InputError: missing or unreadable file, missing column, no row.
     """
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, low_memory=False)  # one type a column, whatever its length
     except FileNotFoundError:
         raise InputError(path, "table", "no such file", "a csv file") from None
     except (OSError, ValueError) as error:  # pandas' parser errors and undecodable bytes are ValueErrors
@@ -33,6 +33,24 @@ def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
     if table.empty:
         raise InputError(path, "rows", "none", "at least one")
     return table
+
+
+def whole_numbers(table: pd.DataFrame, column: str, path: Path) -> pd.Series[int]:
+    """A column as Int64, missing where it is empty.
+
+    Raises:
+        InputError: anything but a whole number, with its line.
+    """
+    values = pd.to_numeric(table[column], errors="coerce")
+    wrong = (
+        (values.isna() & table[column].notna())
+        | (values.notna() & ~(values % 1 == 0))
+        | (values.abs() > 2**53)
+    )
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        raise InputError(path, f"{column}, row {row + 1}", repr(table[column].iloc[row]), "a whole number")
+    return values.astype("Int64")
 
 
 def as_age(value: object, where: object) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ecgmeta.encoders.resnet1d import Normalize, ResNet1d
@@ -23,12 +25,14 @@ def create_encoder(
     norm: str = "batch",
     fs: float = 100.0,
     lead_names: tuple[str, ...] | None = None,
+    preprocess: dict[str, Any] | None = None,
     generator: torch.Generator | None = None,
 ) -> ResNet1d:
     """An encoder with fresh weights.
 
     Args:
         name: one of :func:`list_encoders`.
+        leads, width, norm, fs, lead_names, preprocess: see :class:`ResNet1d`.
         generator: draws the initial weights; torch's own where None.
 
     Raises:
@@ -36,7 +40,15 @@ def create_encoder(
     """
     if name not in _BLOCKS:
         raise InputError("encoder", "name", repr(name), f"one of {list_encoders()}")
-    encoder = ResNet1d(_BLOCKS[name], leads=leads, width=width, norm=norm, fs=fs, lead_names=lead_names)
+    encoder = ResNet1d(
+        _BLOCKS[name],
+        leads=leads,
+        width=width,
+        norm=norm,
+        fs=fs,
+        lead_names=lead_names,
+        preprocess=preprocess,
+    )
     return encoder.initialise(generator or torch.default_generator)
 
 

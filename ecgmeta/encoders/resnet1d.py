@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,8 @@ class ResNet1d(nn.Module, Pretrained):
         norm: ``"batch"`` or ``"group"`` (whose output for a record does not depend on its batch).
         fs: sampling rate in Hz of the records it is trained on; kept with it.
         lead_names: names of its leads, in order; kept with it.
+        preprocess: how the recordings it is trained on were made (:class:`ecgmeta.data.preprocess.Preprocess`, as a
+            dictionary); kept with it, for whoever reads others.
 
     Shapes: (batch, leads, samples) in mV -> features (batch, ``num_features`` = 8·width). Any length.
     """
@@ -91,11 +94,12 @@ class ResNet1d(nn.Module, Pretrained):
         norm: str = "batch",
         fs: float = 100.0,
         lead_names: tuple[str, ...] | None = None,
+        preprocess: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if norm not in ("batch", "group"):
             raise InputError("encoder", "norm", repr(norm), "'batch' or 'group'")
-        self.leads, self.fs = leads, fs
+        self.leads, self.fs, self.preprocess = leads, fs, dict(preprocess or {})
         # A saved configuration is JSON, which gives a tuple back as a list.
         self.lead_names = None if lead_names is None else tuple(lead_names)
         self.num_features = width * 2 ** (len(blocks) - 1)

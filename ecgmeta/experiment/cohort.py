@@ -17,6 +17,7 @@ from ecgmeta.runtime.seeds import derive
 
 if TYPE_CHECKING:
     from ecgmeta.data import ECGDataset
+    from ecgmeta.data.preprocess import Preprocess
 
 KINDS = ("synthetic", "ptbxl", "ludb", "wfdb")
 
@@ -129,6 +130,20 @@ def _split(
     return labelled.subset(train), labelled.subset(test)
 
 
+def preprocess(data: Data, windows: str = "first") -> Preprocess:
+    """What is done to every recording of an experiment."""
+    from ecgmeta.data.preprocess import Preprocess
+
+    return Preprocess(
+        fs=data.fs,
+        duration=data.duration,
+        windows=windows,  # type: ignore[arg-type]  # checked with the configuration
+        highpass=data.highpass,
+        lowpass=data.lowpass,
+        notch=data.notch,
+    )
+
+
 def _source(
     data: Data, spec: str, labelled: bool, progress: Report | None, reuse: ECGDataset | None = None
 ) -> ECGDataset:
@@ -141,6 +156,7 @@ def _source(
             "configuration", "data source", repr(spec), f"kind or kind:folder with a kind of {list(KINDS)}"
         )
     from ecgmeta.data import LUDB, PTBXL, SyntheticCohort, WFDBFolder
+    from ecgmeta.data.load import preprocessed
 
     if kind == "synthetic":
         if progress is not None:
@@ -150,12 +166,11 @@ def _source(
         )
         if progress is not None:
             progress(1, 1, "simulating the synthetic cohort")
-        return cohort
+        filtered = data.highpass or data.lowpass or data.notch
+        return preprocessed(cohort, preprocess(data)) if filtered else cohort
     root = Path(data.root, folder)
     options: dict[str, Any] = {
-        "fs": data.fs,
-        "duration": data.duration,
-        "windows": "first" if labelled else data.windows,
+        **preprocess(data, "first" if labelled else data.windows).to_dict(),
         "on_error": data.on_error,
         "cache": data.cache or None,
         "progress": progress,
@@ -182,11 +197,13 @@ def _notes(data: Data, groups: int, skipped: list[str]) -> list[str]:
     return notes
 
 
-def cache(path: Path, kind: str, folder: Path, fs: float, on_error: str) -> ECGDataset:
-    """Decode the recordings below ``path`` into ``folder``, as a run with the same settings will look for them."""
-    data = Data(root=str(path), fs=fs, cache=str(folder), on_error=on_error)
+def cache(config: Experiment, kind: str) -> ECGDataset:
+    """Decode the recordings below ``data.root`` into ``data.cache``, as a run with the same settings will look for them."""
     with progress_bar() as progress:
-        return _source(data, kind, True, progress)
+        found = _source(config.data, kind, True, progress)
+        if config.data.windows != "first":  # what pre-training reads is another entry
+            _source(config.data, kind, False, progress)
+    return found
 
 
 def synthesise(folder: Path, n: int, fs: float, seed: int) -> ECGDataset:

@@ -49,6 +49,9 @@ class Data:
     min_positives: int = 0  # keep labels with at least this many positive records
     fs: float = 100.0  # Hz
     duration: float = 10.0  # s
+    highpass: float = 0.0  # Hz, zero-phase; 0: none
+    lowpass: float = 0.0  # Hz, zero-phase; 0: none
+    notch: float = 0.0  # mains, Hz: 50 or 60; 0: none
     windows: str = "first"  # of longer pre-training recordings: "first" or "all" windows of `duration`
     on_error: str = "raise"  # "skip" leaves bad records out and lists them in the run
     cache: str = ""  # folder for decoded recordings; empty: none

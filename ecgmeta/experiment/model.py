@@ -11,7 +11,7 @@ from ecgmeta.augment import LearnedWarp
 from ecgmeta.bilevel import FeatureModuleProblem
 from ecgmeta.encoders import ResNet1d, create_encoder
 from ecgmeta.experiment.batches import Labelled
-from ecgmeta.experiment.cohort import Cohort
+from ecgmeta.experiment.cohort import Cohort, preprocess
 from ecgmeta.experiment.config import Experiment
 from ecgmeta.runtime.seeds import seeded
 from ecgmeta.simclr import SimCLR
@@ -54,6 +54,7 @@ def build_encoder(config: Experiment, cohort: Cohort, seed: int) -> ResNet1d:
             norm=config.encoder.norm,
             fs=config.data.fs,
             lead_names=cohort.pretrain.leads,
+            preprocess=preprocess(config.data).to_dict(),
         )
     encoder.normalize.set(*global_moments(cohort))
     return encoder

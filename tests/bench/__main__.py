@@ -1,5 +1,6 @@
 """`make bench`: what meta-learning costs, side by side in one run. Times are ratios first; machines differ.
 
+`python -m tests.bench data`: what reading records costs; it is the first part of `make bench`.
 `python -m tests.bench quality`: how noisy v is from few labels, at equal time, for each fine-tuning head.
 """
 
@@ -7,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 
-from tests.bench import pretraining, quality
+from tests.bench import data, pretraining, quality
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", choices=("cost", "quality"), default="cost")
+    parser.add_argument("what", nargs="?", choices=("cost", "data", "quality"), default="cost")
     parser.add_argument("--width", type=int, help="encoder width; 32 (the paper's) for cost, 8 for quality")
     cost = parser.add_argument_group("cost")
     cost.add_argument(
@@ -26,9 +27,14 @@ def main() -> None:
         "--route", choices=tuple(pretraining.ROUTES), default="chosen", help="our second-order products"
     )
     cost.add_argument("--full", action="store_true", help="every row at the large batch, too")
+    cost.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both sides run")
+    parser.add_argument("--records", type=int, default=2000, help="records that data generates")
     arguments = parser.parse_args()
     if arguments.what == "quality":
         quality.run(arguments.width or 8)
+        return
+    if arguments.what == "data":
+        data.run(arguments.records)
         return
     pretraining.run(
         arguments.width or 32,
@@ -37,6 +43,7 @@ def main() -> None:
         arguments.rounds,
         arguments.route,
         arguments.full,
+        arguments.device,
     )
 
 

@@ -85,6 +85,11 @@ def _peak(work: Work) -> float:
     _libc.malloc_trim(0)
     bare = _status("VmRSS")
     run = work.build()
+    if torch.cuda.is_initialized():
+        run()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what prepared it
     run()
     return _status("VmHWM") - bare
@@ -155,6 +160,8 @@ def _child(work: Work, pipe: Connection) -> None:
             run = work.build()
         wall, cpu = time.perf_counter(), time.process_time()
         run()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         turn = time.perf_counter() - wall, time.process_time() - cpu
         _libc.malloc_trim(0)  # a dozen of these processes wait side by side
         pipe.send(turn)

@@ -63,15 +63,16 @@ class Batches:
         dtype: what the views are cast to after they were drawn, so that float64 sees the float32 numbers.
     """
 
-    def __init__(self, batch: int, augmenter: LearnedWarp | None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, batch: int, augmenter: LearnedWarp | None, dtype: torch.dtype, device: torch.device
+    ) -> None:
         x, y = records(3 * batch)
-        self.x, self.size = x[:batch], batch
+        self.x, self.size = x[:batch].to(device), batch
         x, y = x.to(dtype), y.to(dtype)
-        cpu = torch.device("cpu")
-        self.labels = Pool(TensorDataset(x[batch:]), y[batch:], cpu)
-        self.held_out = Pool(TensorDataset(x[:batch]), y[:batch], cpu)
+        self.labels = Pool(TensorDataset(x[batch:]), y[batch:], device)
+        self.held_out = Pool(TensorDataset(x[:batch]), y[:batch], device)
         self.static, self.augmenter, self.dtype = paper_static(), augmenter, dtype
-        self.generator = torch.Generator().manual_seed(1)
+        self.generator = torch.Generator(device).manual_seed(1)
 
     def pretrain(self, step: int, k: int = 0) -> Views:
         views = draw_views(self.x, self.static, self.augmenter, generator=self.generator)
@@ -103,14 +104,20 @@ class Ours:
     """Our training state on the same records as :class:`tests.bench.reference.Reference`."""
 
     def __init__(
-        self, width: int, batch: int, *, learned: bool = True, dtype: torch.dtype = torch.float32
+        self,
+        width: int,
+        batch: int,
+        *,
+        learned: bool = True,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
     ) -> None:
         torch.manual_seed(0)
         encoder = create_encoder("resnet18", width=width)
         augmenter = LearnedWarp() if learned else None
-        self.batches = Batches(batch, augmenter, dtype)
-        simclr = SimCLR(encoder, augmenter).to(dtype)
-        head = FinetuneHead(encoder, 5).to(dtype)
+        self.batches = Batches(batch, augmenter, dtype, torch.device(device))
+        simclr = SimCLR(encoder, augmenter).to(device, dtype)
+        head = FinetuneHead(encoder, 5).to(device, dtype)
         self.problem = problem = Problem(simclr, head, hyper=augmenter)
         self.state = MetaState(
             problem.theta,
@@ -181,23 +188,22 @@ def records(batch: int) -> tuple[Tensor, Tensor]:
     return SyntheticCohort(batch, fs=FS, duration=SAMPLES / FS)[slice(0, batch)]
 
 
-def run(width: int, batch: int, steps: int, rounds: int, route: str, full: bool) -> None:
+def run(width: int, batch: int, steps: int, rounds: int, route: str, full: bool, device: str) -> None:
     """Measure and print the tables."""
     console = Console(width=None if sys.stdout.isatty() else 220)
     # torch's own forward derivatives of a few operations still go through its old compiler, and say so every time.
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
     records(2)  # what a simulation imports late is imported before the forks
-    products = ROUTES[route] or call(partial(_cheapest, width, batch))
-    console.print(
-        f"{THREADS} threads; ours takes its products by {getattr(products, '__name__', products)} ({route})"
-    )
+    products = ROUTES[route] or call(partial(_cheapest, width, batch, device))
+    where = f"{THREADS} threads" if device == "cpu" else call(torch.cuda.get_device_name)
+    console.print(f"{where}; ours takes its products by {getattr(products, '__name__', products)} ({route})")
     for size in (batch, 4 * batch):
-        works = _works(width, size, steps, products, whole=size == batch or full)
+        works = _works(width, size, steps, products, size == batch or full, device)
         costs = measure(works, rounds, partial(_say, console, size))
-        cosines = call(partial(_cosines, width, size, products)) if size == batch else {}
+        cosines = call(partial(_cosines, width, size, products, device)) if size == batch else {}
         console.print(_table(f"ResNet-18 of width {width}, {size} × 12 × {SAMPLES}", costs, steps, cosines))
         if size == batch:
-            parts = measure(_parts(width, size, products), rounds, partial(_say, console, size))
+            parts = measure(_parts(width, size, products, device), rounds, partial(_say, console, size))
             console.print(_parts_table(parts, costs[f"ours: {PLAIN}"].seconds))
         ratio = costs[f"reference: {PLAIN}"].seconds / costs[f"ours: {PLAIN}"].seconds
         console.print(f"our plain step at batch {size} is {ratio:.2f} times as fast as the reference's\n")
@@ -207,20 +213,22 @@ def _say(console: Console, size: int, text: str) -> None:
     console.print(f"batch {size}: {text}")
 
 
-def _cheapest(width: int, batch: int) -> Products:
+def _cheapest(width: int, batch: int, device: str) -> Products:
     """What :func:`choose_products` takes here, in a process of its own: its probes cost more memory than the steps."""
-    ours = Ours(width, batch)
+    ours = Ours(width, batch, device=device)
     views = ours.batches.pretrain(0)
     return choose_products(
         partial(ours.problem.pretrain_loss, batch=views), ours.state.theta, ours.state.phi
     )[0]
 
 
-def _works(width: int, batch: int, steps: int, products: Products, whole: bool) -> dict[str, Work]:
+def _works(
+    width: int, batch: int, steps: int, products: Products, whole: bool, device: str
+) -> dict[str, Work]:
     def of_reference(method: str, *arguments: Any, **settings: Any) -> Callable[[], Callable[[], object]]:
         def build() -> Callable[[], object]:
             torch.manual_seed(0)
-            state = reference.Reference(*records(batch), width, lr=LR)
+            state = reference.Reference(*records(batch), width, lr=LR, device=device)
             return partial(getattr(state, method), *arguments, **settings)
 
         return build
@@ -228,17 +236,19 @@ def _works(width: int, batch: int, steps: int, products: Products, whole: bool) 
     def of_ours(
         steps: int, period: int, phi: Phi = PHI_STEPS[0], learned: bool = True
     ) -> Callable[[], Callable[[], object]]:
-        return lambda: partial(Ours(width, batch, learned=learned).train, steps, period, phi, products)
+        def build() -> Callable[[], object]:
+            ours = Ours(width, batch, learned=learned, device=device)
+            return partial(ours.train, steps, period, phi, products)
+
+        return build
 
     works = {
         f"reference: {PLAIN}": Work(of_reference("plain_step")),
         f"ours: {PLAIN}": Work(of_ours(1, 0, learned=False)),
         f"reference: {WARPED}": Work(of_reference("plain_step", warped=True)),
         f"ours: {WARPED}": Work(of_ours(1, 0)),
-        f"reference: {NT_XENT}": Work(partial(_contrast, batch, lambda: reference.nt_xent)),
-        f"ours: {NT_XENT}": Work(
-            partial(_contrast, batch, lambda: SimCLR(create_encoder("resnet18", width=4)).loss)
-        ),
+        f"reference: {NT_XENT}": Work(partial(_contrast, batch, device, lambda: reference.nt_xent)),
+        f"ours: {NT_XENT}": Work(partial(_contrast, batch, device, _nt_xent)),
     }
     if not whole:
         return works
@@ -253,9 +263,15 @@ def _works(width: int, batch: int, steps: int, products: Products, whole: bool) 
     return works
 
 
-def _contrast(batch: int, loss: Callable[[], Callable[[Tensor, Tensor], Tensor]]) -> Callable[[], object]:
+def _nt_xent() -> Callable[[Tensor, Tensor], Tensor]:
+    return SimCLR(create_encoder("resnet18", width=4)).loss
+
+
+def _contrast(
+    batch: int, device: str, loss: Callable[[], Callable[[Tensor, Tensor], Tensor]]
+) -> Callable[[], object]:
     """NT-Xent of a batch of projections, with its gradient."""
-    z = torch.randn(2, batch, 128, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    z = torch.randn(2, batch, 128, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
     function = loss()
     return lambda: torch.autograd.grad(function(*z), z)
 
@@ -318,14 +334,14 @@ def _table(title: str, costs: dict[str, Cost], steps: int, cosines: dict[str, tu
     return table
 
 
-def _parts(width: int, batch: int, products: Products) -> dict[str, Work]:
+def _parts(width: int, batch: int, products: Products, device: str) -> dict[str, Work]:
     """Where the time of a φ step goes, each part alone."""
 
     def build(
         part: Callable[[Ours, Callable[[], Linearization]], object],
     ) -> Callable[[], Callable[[], object]]:
         def prepare() -> Callable[[], object]:
-            ours = Ours(width, batch)
+            ours = Ours(width, batch, device=device)
             loss = partial(ours.problem.pretrain_loss, batch=ours.batches.first_views())
             return partial(part, ours, lambda: products(loss, ours.state.theta, ours.state.phi))
 
@@ -370,7 +386,7 @@ def _peak(cost: Cost, plain: Cost) -> str:
     return "" if math.isnan(cost.peak_mb) else f"{cost.peak_mb:.0f} MB = {cost.peak_mb / plain.peak_mb:.2f}"
 
 
-def _cosines(width: int, batch: int, products: Products) -> dict[str, tuple[float, float]]:
+def _cosines(width: int, batch: int, products: Products, device: str) -> dict[str, tuple[float, float]]:
     """Cosine of each of our hypergradients to the textbook's in float64, and that of float32 double backward.
 
     At weights a few steps old: with the untouched statistics of a new encoder, the fine-tuning features overflow their layers
@@ -379,7 +395,8 @@ def _cosines(width: int, batch: int, products: Products) -> dict[str, tuple[floa
 
     The implicit head has no textbook here: its v is its own in float64, and the rest is by double backward.
     """
-    single, double = Ours(width, batch), Ours(width, batch, dtype=torch.float64)
+    single = Ours(width, batch, device=device)
+    double = Ours(width, batch, dtype=torch.float64, device=device)
     single.train(WARM_STEPS, 0, PHI_STEPS[0], products)
     double.load(single)
     cosines = {}

@@ -97,7 +97,7 @@ class Warp(nn.Module):
 def resample(x: Tensor, displacement: Tensor) -> Tensor:
     """``x(t + d(t))``; both (batch, 1, samples). Its double backward exists for four-dimensional input (torch 2.14)."""
     n = x.shape[-1]
-    t = torch.arange(n, dtype=x.dtype) + displacement.squeeze(1)
+    t = torch.arange(n, dtype=x.dtype, device=x.device) + displacement.squeeze(1)
     grid = torch.stack([2 * t / (n - 1) - 1, torch.zeros_like(t)], -1).unsqueeze(1)
     return F.grid_sample(x.unsqueeze(2), grid, align_corners=True).squeeze(2)
 
@@ -106,8 +106,8 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float = 0.5) -> Tensor:
     """NT-Xent from a (2N, 2N, features) tensor of broadcast products."""
     z = torch.cat([first, second])
     similarity = F.cosine_similarity(z.unsqueeze(1), z.unsqueeze(0), dim=-1) / temperature
-    similarity = similarity.masked_fill(torch.eye(len(z), dtype=torch.bool), -torch.inf)
-    return F.cross_entropy(similarity, torch.arange(len(z)).roll(len(first)))
+    similarity = similarity.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
+    return F.cross_entropy(similarity, torch.arange(len(z), device=z.device).roll(len(first)))
 
 
 def numpy_view(record: Floats, rng: np.random.Generator) -> Floats:
@@ -162,14 +162,15 @@ def hypergradient(
 class Reference:
     """The reference's training state and its kinds of step, on one batch of records."""
 
-    def __init__(self, x: Tensor, y: Tensor, width: int, *, lr: float = 1e-4) -> None:
-        leads, self.lr = x.shape[1], lr
-        self.x, self.labelled, self.rng = x.numpy(), Labelled(x, y), np.random.default_rng(0)
-        encoder, self.warp = Encoder(leads, width), Warp(leads)
+    def __init__(self, x: Tensor, y: Tensor, width: int, *, lr: float = 1e-4, device: str = "cpu") -> None:
+        leads, self.lr, self.device = x.shape[1], lr, device
+        self.x, self.rng = x.numpy(), np.random.default_rng(0)
+        self.labelled = Labelled(x.to(device), y.to(device))
+        encoder, self.warp = Encoder(leads, width), Warp(leads).to(device)
         n = encoder.num_features
         projector = nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 128))
-        self.net = nn.ModuleDict({"encoder": encoder, "projector": projector})
-        self.head = nn.Linear(n, y.shape[1])
+        self.net = nn.ModuleDict({"encoder": encoder, "projector": projector}).to(device)
+        self.head = nn.Linear(n, y.shape[1]).to(device)
         self.theta: Tree = dict(self.net.named_parameters())
         self.phi: Tree = dict(self.warp.named_parameters())
         self.psi: Tree = dict(self.head.named_parameters())
@@ -182,7 +183,7 @@ class Reference:
         outputs = []
         for view in batch:
             if warped:
-                view = functional_call(self.warp, phi, (view, torch.randn(view.shape[0], view.shape[-1])))
+                view = functional_call(self.warp, phi, (view, torch.randn_like(view[:, 0])))
             outputs.append(self._part("projector", theta, self._part("encoder", theta, view)))
         return nt_xent(outputs[0], outputs[1])
 
@@ -191,8 +192,12 @@ class Reference:
         logits = functional_call(self.head, psi, (self._part("encoder", theta, batch.x),))
         return F.binary_cross_entropy_with_logits(logits, batch.y)
 
+    def _views(self) -> Pair:
+        first, second = two_views(self.x, self.rng)
+        return first.to(self.device), second.to(self.device)
+
     def plain_step(self, *, warped: bool = False) -> None:
-        loss = self.pretrain_loss(self.theta, self.phi, two_views(self.x, self.rng), warped=warped)
+        loss = self.pretrain_loss(self.theta, self.phi, self._views(), warped=warped)
         self._apply(0, self.theta, gradient(loss, self.theta))
 
     def head_step(self) -> None:
@@ -207,7 +212,7 @@ class Reference:
             self.theta,
             self.phi,
             self.psi,
-            pretrain_batch=two_views(self.x, self.rng),
+            pretrain_batch=self._views(),
             # One object, but the encoder passes over it all the same at every step.
             train_batches=[self.labelled] * steps,
             val_batch=self.labelled,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ecgmeta.data.labels import PTBXL_SETS, PtbxlSet, parse_scp_codes, ptbxl_labels
 from ecgmeta.data.load import Fail, LoadOptions, RecordSource, SourceDataset
 from ecgmeta.data.records import Record, read_record
-from ecgmeta.data.tables import as_age, as_sex, read_table
+from ecgmeta.data.tables import as_age, as_sex, read_table, whole_numbers
 from ecgmeta.runtime.errors import InputError
 
 LabelPolicy = Literal["benchmark", "paper"]
@@ -57,9 +57,10 @@ class PTBXLSource(RecordSource):
         index = table.rename(columns=_RENAMED).drop(columns=["scp_codes", "filename_lr", "filename_hr"])
         index["record"] = path.str.rsplit("/", n=1).str[-1]
         index["path"], index["source"] = path, self.name
-        known = table["patient_id"].notna()
-        numbers = table["patient_id"].fillna(-1).astype(int).astype(str)
-        index["patient"] = ("ptbxl/" + numbers).where(known, "ptbxl/record-" + table["ecg_id"].astype(str))
+        index["fold"] = whole_numbers(table, "strat_fold", file)
+        patient = whole_numbers(table, "patient_id", file)
+        unknown = "ptbxl/record-" + table["ecg_id"].astype(str)
+        index["patient"] = ("ptbxl/" + patient.astype(str)).where(patient.notna(), unknown)
         index["sex"] = table["sex"].map(as_sex)
         rows: list[int] = []
         codes: list[tuple[str, ...]] = []

@@ -51,7 +51,12 @@ class WFDBSource(RecordSource):
 
     def _row(self, path: str) -> dict[str, Any]:
         header = read_header(self.root / path)
-        said = {found[1].casefold(): found[2] for c in header.comments if (found := _COMMENT.match(c))}
+        said: dict[str, str] = {}
+        for comment in header.comments:
+            if found := _COMMENT.match(comment):
+                key, value = found[1].casefold(), found[2].strip()
+                if said.setdefault(key, value) != value:
+                    raise InputError(header.path, key, f"{said[key]!r} and {value!r}", "one line of it")
         name = os.path.basename(path)
         return {
             "record": name,

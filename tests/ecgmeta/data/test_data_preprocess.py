@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ecgmeta.data import ArrayDataset
 from ecgmeta.data.leads import STANDARD_LEADS, canonical, limb_errors
+from ecgmeta.data.load import preprocessed
 from ecgmeta.data.preprocess import Preprocess, Window, fill_gaps, resample
-from ecgmeta.data.records import Record
+from ecgmeta.data.records import Record, millivolts
 from ecgmeta.runtime.errors import InputError
 
 
@@ -158,6 +162,9 @@ def test_settings_out_of_range_name_themselves() -> None:
         ("leads", ()),
         ("leads", ("I", "i")),
         ("max_gap", -1),
+        ("highpass", -1),
+        ("lowpass", 50.0),
+        ("notch", float("inf")),
     ]
     for field, value in bad:
         with pytest.raises(InputError, match=field):
@@ -165,8 +172,76 @@ def test_settings_out_of_range_name_themselves() -> None:
 
 
 def test_description_gives_the_same_object_back() -> None:
-    how = Preprocess(fs=250, leads=("I", "V5"), bad_leads="zero")
+    how = Preprocess(fs=250, leads=("I", "V5"), bad_leads="zero", highpass=0.5, lowpass=40, notch=50)
     assert Preprocess(**how.to_dict()) == how
+    assert Preprocess.from_dict(json.loads(json.dumps(how.to_dict()))) == how
+    with pytest.raises(InputError, match="resample: found an unknown setting"):
+        Preprocess.from_dict({"resample": 100})
+    with pytest.raises(InputError, match="highpass"):
+        Preprocess(highpass=30, lowpass=20)
+
+
+def amplitudes(x: np.ndarray, fs: float, hz: float) -> np.ndarray:
+    """(leads,) complex amplitude of a whole number of periods."""
+    t = np.arange(x.shape[-1]) / fs
+    return np.asarray(2 * (x * np.exp(-2j * np.pi * hz * t)).mean(axis=-1))
+
+
+def test_filters_pass_stop_and_halve_where_they_should_without_a_shift() -> None:
+    fs, seconds = 500.0, 30.0
+    t = np.arange(round(fs * seconds)) / fs
+    tones = {"wander": 0.1, "corner": 0.5, "wave": 8.0, "mains": 50.0, "muscle": 100.0}
+    x = sum(np.cos(2 * np.pi * hz * t) for hz in tones.values()) + 0.7
+    record = Record("r", np.tile(x, (12, 1)).astype(np.float32), fs, STANDARD_LEADS)
+    how = Preprocess(fs=fs, duration=10, windows="all", highpass=0.5, lowpass=70, notch=50)
+    middle = windows(how, record)[1].signal
+    found = {name: amplitudes(middle, fs, hz) for name, hz in tones.items()}
+    np.testing.assert_allclose(found["wave"], 1, atol=0.01)  # complex: neither size nor phase has changed
+    np.testing.assert_allclose(found["corner"], 0.5, atol=0.01)
+    # A Butterworth filter of order 3, twice, on the bilinear transform's frequency axis.
+    slope = (np.tan(np.pi * tones["muscle"] / fs) / np.tan(np.pi * 70 / fs)) ** 6
+    np.testing.assert_allclose(found["muscle"], 1 / (1 + slope), atol=0.001)
+    for name in ("wander", "mains"):
+        assert np.abs(found[name]).max() < 0.02, name
+    assert np.abs(middle.mean(axis=1)).max() < 0.005
+
+
+def test_a_filter_in_one_window_is_that_of_the_whole_record() -> None:
+    rng = np.random.default_rng(0)
+    x = np.cumsum(rng.standard_normal((12, 15_000)), axis=1) / 50
+    record = Record("r", x.astype(np.float32), 500.0, STANDARD_LEADS)
+    how = Preprocess(fs=100, highpass=0.5, lowpass=40)
+    first = windows(how, record)[0].signal
+    whole = windows(replace(how, windows="all"), record)[0].signal
+    assert np.abs(first - whole).max() < 0.01 * whole.std()
+
+
+def test_a_notch_and_a_low_pass_that_the_rate_cannot_hold_have_nothing_to_do() -> None:
+    record = sines(80, 12)
+    plain, filtered = Preprocess(fs=400), Preprocess(fs=400, lowpass=60, notch=50)
+    np.testing.assert_array_equal(windows(plain, record)[0].signal, windows(filtered, record)[0].signal)
+
+
+def test_an_array_in_memory_is_treated_like_a_record() -> None:
+    how, record = Preprocess(fs=100, duration=4, windows="all", highpass=0.5), sines(250, 12)
+    x = how.array(record.signal, record.fs, record.leads)
+    assert x.shape == (3, 12, 400)
+    np.testing.assert_array_equal(x, np.stack([w.signal for w in windows(how, record)]))
+    data = preprocessed(ArrayDataset(record.signal[None], np.ones((1, 1)), fs=250), how)
+    np.testing.assert_array_equal(data.signals, x)
+    assert data.meta["window"].tolist() == [0, 1, 2]
+    assert data.meta["original_fs"].tolist() == [250] * 3
+    assert data.fs == 100
+    assert data.labels.tolist() == [[1], [1], [1]]
+    with pytest.raises(InputError, match="mine: signal: found shape"):
+        how.array(record.signal.T, record.fs, record.leads, "mine")
+    flat = np.zeros((2, 12, 2500), dtype=np.float32)
+    flat[1] = record.signal[:, :2500]
+    with pytest.raises(InputError, match="array/0: lead I: found the constant 0 mV"):
+        preprocessed(ArrayDataset(flat, fs=250), how)
+    skipped = preprocessed(ArrayDataset(flat, fs=250), how, on_error="skip")
+    assert skipped.meta["record"].tolist() == ["1", "1"]
+    assert len(skipped.skipped) == 2
 
 
 def test_limb_errors_find_a_swap() -> None:
@@ -178,3 +253,35 @@ def test_limb_errors_find_a_swap() -> None:
     assert (limb_errors(x[:, [0, 1, 2, 3, 5, 4]], leads)[:, 2:] > 0.1).all()
     with pytest.raises(InputError, match="leads"):
         limb_errors(x[:, :3], leads[:3])
+
+
+@pytest.mark.parametrize("leads", [None, ("V6", "i", "aVF")])
+@pytest.mark.parametrize("kind", ["first", "all"])
+@pytest.mark.parametrize("fault", ["none", "flat", "flat in the second window", "short", "missing lead"])
+def test_whole_microvolts_are_passed_on_as_what_the_long_way_computes(
+    leads: tuple[str, ...] | None, kind: Any, fault: str
+) -> None:
+    digital = np.random.default_rng(1).integers(-9999, 9999, (12, 2100), dtype=np.int16)
+    if fault == "flat":
+        digital[-1] = 7
+    elif fault != "none":
+        digital[0, 1000:2000] = -3
+    names = (*STANDARD_LEADS[:-1], "V9" if fault == "missing lead" else "V6")
+    digital = digital[:, :900] if fault == "short" else digital
+    for bad in ("zero", "error"):
+        how = Preprocess(fs=100, leads=leads, windows=kind, bad_leads=bad)
+        short, long = (
+            list(how.apply(Record("r", stored, 100.0, names))) for stored in (digital, millivolts(digital))
+        )
+        assert [str(w) for w in short if isinstance(w, InputError)] == [
+            str(w) for w in long if isinstance(w, InputError)
+        ]
+        assert [(w.number, w.valid, w.bad_leads) for w in short if isinstance(w, Window)] == [
+            (w.number, w.valid, w.bad_leads) for w in long if isinstance(w, Window)
+        ]
+        for a, b in zip(short, long, strict=True):
+            if isinstance(a, Window) and isinstance(b, Window):
+                assert a.signal.dtype == np.float32
+                np.testing.assert_array_equal(a.signal, b.signal)
+    if fault == "none":
+        assert all(isinstance(w, Window) and w.stored.dtype == np.int16 for w in short)

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from run_helpers import TINY, call, error_line, metrics
 from wfdb_pool import DX, signal, write, write_pool
 
+from ecgmeta.data import WFDBFolder
+from ecgmeta.data.preprocess import Preprocess
+from ecgmeta.encoders import ResNet1d
 from ecgmeta.experiment.cohort import Cohort, load
 from ecgmeta.experiment.config import Experiment, read
+from ecgmeta.experiment.model import build_encoder
 from ecgmeta.experiment.pretrain import metaft
 from ecgmeta.runtime.errors import InputError
 
@@ -121,6 +126,45 @@ def test_a_record_at_another_rate_is_resampled(tmp_path: Path) -> None:
     assert cohort.train.samples == cohort.pretrain.samples == 250
     rates = {*cohort.train.meta["original_fs"], *cohort.test.meta["original_fs"]}
     assert rates == {100.0, 500.0}
+
+
+def test_an_encoder_carries_what_was_done_to_its_recordings(tmp_path: Path) -> None:
+    write_pool(tmp_path / "a")
+    filters = ("data.highpass=0.5", "data.lowpass=20", "data.notch=40")
+    config = configuration(tmp_path, *filters)
+    cohort = load(config)
+    build_encoder(config, cohort, 0).save_pretrained(tmp_path / "encoder")
+    encoder = ResNet1d.from_pretrained(tmp_path / "encoder")
+    assert Preprocess.from_dict(encoder.preprocess).notch == 40
+    again = WFDBFolder(tmp_path / "a", **encoder.preprocess)
+    rows = [again.meta["record"].tolist().index(name) for name in cohort.test.meta["record"]]
+    assert torch.equal(again[rows][0], cohort.test[slice(None)][0])
+    plain = load(configuration(tmp_path)).test[slice(None)][0]
+    assert not torch.equal(plain, cohort.test[slice(None)][0])
+
+
+def test_a_cache_made_ahead_is_the_one_that_a_run_reads(tmp_path: Path) -> None:
+    write_pool(tmp_path / "a")
+    folder, settings = (
+        tmp_path / "cache = of {a}",
+        ("data.duration=5", "data.lowpass=20", "data.min_positives=1"),
+    )
+    assert call("data", "cache", tmp_path / "a", "-o", folder, "--fs", 50, *settings) == 0
+    (entry,) = folder.iterdir()
+    config = configuration(tmp_path, *settings, "data.fs=50")
+    plain = load(config)
+    config.data.cache = str(folder)
+    cached = load(config)
+    assert list(folder.iterdir()) == [entry]
+    x, y = (cohort.train[slice(None)][0] for cohort in (cached, plain))
+    assert float((x - y).abs().max()) <= 0.0005  # half a microvolt
+
+
+def test_the_synthetic_cohort_is_filtered_where_asked() -> None:
+    plain, filtered = (load(read(None, [*TINY, *more])).test for more in ([], ["data.highpass=1"]))
+    assert filtered.meta["record"].tolist() == plain.meta["record"].tolist()
+    offsets = [data[slice(None)][0].mean(-1).abs().mean() for data in (plain, filtered)]
+    assert float(offsets[1]) < 0.2 * float(offsets[0])
 
 
 def test_bad_records_are_left_out_where_asked_and_listed(tmp_path: Path) -> None:
