@@ -95,7 +95,7 @@ FAULTS: dict[str, tuple[Fault, str, tuple[str, ...]]] = {
     "a gap": (put("V2", pause(2, 2.5, np.nan)), "gaps", ("V2",)),
     "a short gap": (put("V2", pause(2, 2.02, np.nan)), "short_gaps", ("V2",)),
     "a still stretch": (put("V1", pause(4, 6, 0.1)), "flat_stretch", ("V1",)),
-    "padding": (lambda x: np.where(np.arange(x.shape[1]) < 1900, x, 0), "flat_stretch", STANDARD_LEADS),
+    "padding": (lambda x: x * (np.arange(x.shape[1]) < 1900).astype(x.dtype), "flat_stretch", STANDARD_LEADS),
     "clipped": (
         put("V4", lambda x: np.clip(x, *(np.median(x) + 0.5 * np.ptp(x) * np.array([-0.4, 0.4])))),
         "clipped",

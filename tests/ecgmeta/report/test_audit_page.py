@@ -135,7 +135,9 @@ def test_files_are_written_whole(spoiled: Audit, tmp_path: Path) -> None:
 
 
 def invoke(*arguments: object) -> tuple[int, str]:
-    shown = CliRunner().invoke(app, ["data", "audit", *map(str, arguments)], catch_exceptions=True)
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(
+        app, ["data", "audit", *map(str, arguments)], catch_exceptions=True
+    )
     return shown.exit_code, shown.output
 
 
