@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecgmeta.data.leads import canonical
-from ecgmeta.data.store import ArrayStore, JoinedStore, Rows, SignalStore, ViewStore
+from ecgmeta.data.leads import canonical, lead_terms
+from ecgmeta.data.store import ArrayStore, JoinedStore, LeadStore, Rows, SignalStore, Terms, ViewStore
 from ecgmeta.runtime.errors import InputError
 
 Index = int | slice | Sequence[int] | NDArray[Any] | Tensor
@@ -34,6 +34,7 @@ class ECGDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         meta: one row an example; columns missing from the standard ones are filled in (see `standard_meta`).
         source: name used where `meta` has no source.
         skipped: one line for every record left out, and why.
+        notes: what a user should know of the recordings (a fault of the source that was put right, parts not there).
 
     Raises:
         InputError: shapes that do not fit together, labels other than 0 and 1.
@@ -50,13 +51,14 @@ class ECGDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         meta: pd.DataFrame | None = None,
         source: str = "array",
         skipped: Sequence[str] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         self.store: SignalStore = ArrayStore(signals) if isinstance(signals, np.ndarray) else signals
         n, n_leads, samples = self.store.shape
         self.fs = float(fs)
         self.leads = tuple(canonical(name) for name in leads)
         self.label_names = tuple(label_names)
-        self.skipped = list(skipped)
+        self.skipped, self.notes = list(skipped), list(notes)
         if len(self.leads) != n_leads:
             raise InputError(source, "leads", f"{len(self.leads)} names", f"{n_leads}, as in the signals")
         if len(set(self.label_names)) != len(self.label_names):
@@ -99,15 +101,18 @@ class ECGDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def subset(self, indices: Index) -> ECGDataset:
         """The examples at `indices` (positions, a slice or a boolean mask), in that order; samples are not copied."""
         rows = as_rows(indices, len(self))
-        return ECGDataset(
-            ViewStore(self.store, rows),
-            self.labels[rows],
-            fs=self.fs,
-            leads=self.leads,
-            label_names=self.label_names,
-            meta=self.meta.iloc[rows].reset_index(drop=True),
-            skipped=self.skipped,
-        )
+        store, meta = ViewStore(self.store, rows), self.meta.iloc[rows].reset_index(drop=True)
+        return self._like(store, labels=self.labels[rows], meta=meta)
+
+    def _like(self, store: SignalStore, **changes: Any) -> ECGDataset:
+        """A dataset over `store` that keeps everything else but `changes`."""
+        kept: dict[str, Any] = {
+            "labels": self.labels,
+            "leads": self.leads,
+            "label_names": self.label_names,
+            "meta": self.meta,
+        }
+        return ECGDataset(store, fs=self.fs, skipped=self.skipped, notes=self.notes, **(kept | changes))
 
     def with_labels(self, names: Sequence[str]) -> ECGDataset:
         """The same examples with the label columns `names`, in that order.
@@ -119,15 +124,33 @@ class ECGDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         if unknown:
             raise InputError("labels", "names", ", ".join(unknown), f"some of {', '.join(self.label_names)}")
         columns = [self.label_names.index(name) for name in names]
-        return ECGDataset(
-            self.store,
-            self.labels[:, columns],
-            fs=self.fs,
-            leads=self.leads,
-            label_names=names,
-            meta=self.meta,
-            skipped=self.skipped,
-        )
+        return self._like(self.store, labels=self.labels[:, columns], label_names=names)
+
+    def with_leads(self, names: Sequence[str], *, derive: bool | Literal["all"] = False) -> ECGDataset:
+        """The same examples with the leads `names`, in that order; samples are chosen and mixed when they are read.
+
+        Args:
+            names: lead names in any case.
+            derive: III, aVR, aVL and aVF are computed from I and II (`leads.LIMB_COEFFICIENTS`) where the dataset lacks
+                them (True) or even where it has them (``"all"``: for recordings whose limb leads are not to be trusted).
+
+        ``meta.bad_leads`` keeps the leads that are still there, and names a lead derived from a bad one as bad.
+
+        Raises:
+            InputError: no lead, a lead named twice, one that is neither there nor can be derived.
+        """
+        chosen = tuple(canonical(name) for name in names)
+        if not chosen or len(set(chosen)) != len(chosen):
+            raise InputError("leads", "names", ", ".join(names) or "none", "different names, at least one")
+        terms = lead_terms(self.leads, chosen, "leads", derive)
+        meta = self.meta.copy()
+        meta["bad_leads"] = [self._still_bad(text, chosen, terms) for text in meta["bad_leads"]]
+        return self._like(LeadStore(self.store, terms), leads=chosen, meta=meta)
+
+    def _still_bad(self, text: str, chosen: Sequence[str], terms: Sequence[Terms]) -> str:
+        bad = {self.leads.index(name) for name in text.split(",") if name in self.leads}
+        of = zip(chosen, terms, strict=True)
+        return ",".join(lead for lead, parts in of if bad & {place for place, _ in parts})
 
 
 def as_rows(index: Index, n: int) -> Rows:
@@ -239,4 +262,5 @@ def concat(datasets: Sequence[ECGDataset], *, labels: Literal["same", "drop"] = 
         label_names=first.label_names if same else (),
         meta=pd.concat([data.meta for data in datasets], ignore_index=True),
         skipped=[line for data in datasets for line in data.skipped],
+        notes=list(dict.fromkeys(line for data in datasets for line in data.notes)),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,46 @@ def _places(
             return (), (lead, count)
         places.append(names.index(folded) if count else None)
     return tuple(places), None
+
+
+def lead_terms(
+    found: Sequence[str], wanted: Sequence[str], where: object, derive: bool | Literal["all"] = False
+) -> list[tuple[tuple[int, float], ...]]:
+    """Each wanted lead as a sum of the leads found.
+
+    Args:
+        found: the leads at hand.
+        wanted: the leads to make, matched by name and whatever the case.
+        where: named in errors.
+        derive: compute III, aVR, aVL and aVF from I and II where `found` lacks them (True) or always (``"all"``).
+
+    Returns:
+        for each wanted lead its (position in `found`, coefficient) pairs.
+
+    Raises:
+        InputError: a lead that is neither there nor derivable; a name that stands twice.
+    """
+    if derive not in (False, True, "all"):
+        raise InputError(where, "derive", repr(derive), "False, True or 'all'")
+    terms: list[tuple[tuple[int, float], ...]] = []
+    for lead, place in zip(wanted, match_leads(found, wanted, where), strict=True):
+        name = canonical(lead)
+        one, two = (
+            match_leads(found, ("I", "II"), where) if derive and name in LIMB_COEFFICIENTS else (None, None)
+        )
+        if one is not None and two is not None and (place is None or derive == "all"):
+            a, b = LIMB_COEFFICIENTS[name]
+            terms.append(((one, a), (two, b)))
+        elif place is not None and not (derive == "all" and name in LIMB_COEFFICIENTS):
+            terms.append(((place, 1.0),))
+        else:
+            hint = (
+                " (III, aVR, aVL and aVF can be derived, from I and II)" if name in LIMB_COEFFICIENTS else ""
+            )
+            raise InputError(
+                where, f"lead {lead}", f"only {', '.join(found)}", f"a signal of that name{hint}"
+            )
+    return terms
 
 
 def limb_errors(signals: NDArray[np.floating], leads: Sequence[str]) -> NDArray[np.float64]:

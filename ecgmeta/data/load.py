@@ -10,6 +10,8 @@ Your own source is one small class::
         def labels(self, index):   # (records, labels) 0/1 and their names, in a fixed order
 
     data = SourceDataset(MySource("folder/"), fs=100)
+
+``window_labels`` is for long records whose windows differ in their labels. ``examples/05_your_own_source.py`` is such a class.
 """
 
 from __future__ import annotations
@@ -33,12 +35,13 @@ from ecgmeta.runtime.errors import InputError
 
 Progress = Callable[[int, int, str], None]  # (done, total, text)
 Fail = Callable[[InputError], None]  # raises, or notes the record and goes on
+Labels = tuple[NDArray[np.float32], tuple[str, ...]]  # (records or windows, labels) of 0 and 1, and the names
 
 
 class LoadOptions(TypedDict, total=False):
-    """Keywords every source of records takes beside its own; see `Preprocess` for what the first nine mean.
+    """Keywords every source of records takes beside its own; see `Preprocess` for what the first ten mean.
 
-    min_positives: keep only labels that at least this many records have (order unchanged).
+    min_positives: keep only labels that at least this many records (long records: windows) have, order unchanged.
     cache: a folder for the decoded signals; None reads the records each time.
     on_error: ``"raise"`` stops at the first bad record; ``"skip"`` leaves it out and says why in ``.skipped``.
     progress: called as ``progress(done, total, text)`` while records are read.
@@ -53,6 +56,7 @@ class LoadOptions(TypedDict, total=False):
     highpass: float
     lowpass: float
     notch: float
+    derive: bool
     min_positives: int
     cache: str | Path | None
     on_error: Literal["raise", "skip"]
@@ -89,9 +93,25 @@ class RecordSource(ABC):
     def read(self, row: Any) -> Record:
         """The whole record of one row of the index (a named tuple); raises InputError."""
 
-    def labels(self, index: pd.DataFrame) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    def labels(self, index: pd.DataFrame) -> Labels:
         """(records, labels) of 0 and 1, and the names in a fixed order. By default no labels."""
         return np.zeros((len(index), 0), dtype=np.float32), ()
+
+    def window_labels(self, index: pd.DataFrame, windows: pd.DataFrame, length: float) -> Labels | None:
+        """(windows, labels) of 0 and 1 and the names, where the windows of one record differ. By default None: a window
+        has the labels of its record.
+
+        Args:
+            index: the records.
+            windows: one row a window with row (position in `index`), window, valid_samples, bad_leads, original_fs;
+                window k holds the seconds from ``k * length`` to ``(k + 1) * length`` of its record.
+            length: s.
+        """
+        return None
+
+    def notes(self) -> list[str]:
+        """What a user should know of the recordings, one sentence each; asked for after they were read."""
+        return []
 
     def keep(self, index: pd.DataFrame, labels: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Which records the user asked for (folds, label policy). By default all."""
@@ -145,7 +165,6 @@ class SourceDataset(ECGDataset):
         labels, names = source.labels(index)
         wanted = source.keep(index, labels)
         index, labels = index[wanted], labels[wanted]
-        enough = labels.sum(axis=0) >= loader.min_positives
         # Position of every record among the wanted ones; windows of the others are left out.
         place = np.cumsum(wanted) - 1
         rows = np.flatnonzero(wanted[windows["row"].to_numpy()])
@@ -153,18 +172,24 @@ class SourceDataset(ECGDataset):
             why = f"; the first of {len(skipped)} skipped: {skipped[0]}" if skipped else ""
             raise InputError(source.root, "records", f"none to use{why}", f"records of {source.name}")
         of = place[windows["row"].to_numpy()[rows]]
+        length = self.preprocess.samples / self.preprocess.fs
+        chosen = windows.iloc[rows].assign(row=of).reset_index(drop=True)
+        own = source.window_labels(index.reset_index(drop=True), chosen, length)
+        enough = (labels if own is None else own[0]).sum(axis=0) >= loader.min_positives
+        of_window, names = (labels[of], names) if own is None else own
         meta = index.drop(columns=["codes"], errors="ignore").iloc[of].reset_index(drop=True)
         for column in ("window", "valid_samples", "bad_leads", "original_fs"):
-            meta[column] = windows[column].to_numpy()[rows]
+            meta[column] = chosen[column]
         super().__init__(
             signals if rows.size == len(windows) else ViewStore(signals, rows),
-            labels[of][:, enough],
+            of_window[:, enough],
             fs=fs,
             leads=self.preprocess.lead_names,
             label_names=[name for name, keep in zip(names, enough, strict=True) if keep],
             meta=meta,
             source=source.name,
             skipped=skipped,
+            notes=source.notes(),
         )
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgmeta.data.leads import STANDARD_LEADS, canonical, match_leads
+from ecgmeta.data.leads import LIMB_COEFFICIENTS, STANDARD_LEADS, canonical, match_leads
 from ecgmeta.data.records import Record, millivolts
 from ecgmeta.runtime.errors import InputError
 
@@ -68,6 +68,7 @@ class Preprocess:
             low-pass above what the record's rate can hold has nothing to do.
         notch: mains frequency, Hz, taken out by a zero-phase notch; 0 is none. Where the record's rate cannot hold it there is
             nothing to take out.
+        derive: a record without III, aVR, aVL or aVF gets it from its I and II.
     """
 
     fs: float = 100.0
@@ -80,6 +81,7 @@ class Preprocess:
     highpass: float = 0.0
     lowpass: float = 0.0
     notch: float = 0.0
+    derive: bool = False
 
     def __post_init__(self) -> None:
         choices = {
@@ -237,9 +239,14 @@ class Preprocess:
         """The wanted leads in order, a missing one as NaN throughout."""
         raw = np.full((len(self.lead_names), record.signal.shape[1]), np.nan, dtype=np.float32)
         places = match_leads(record.leads, self.lead_names, record.path)
+        limb = match_leads(record.leads, ("I", "II"), record.path) if self.derive else [None, None]
         for row, place in enumerate(places):
             if place is not None:
                 raw[row] = record.signal[place]
+            elif self.lead_names[row] in LIMB_COEFFICIENTS and None not in limb:
+                one, two = (record.signal[p] for p in limb if p is not None)
+                a, b = LIMB_COEFFICIENTS[self.lead_names[row]]
+                raw[row] = np.float32(a) * one + np.float32(b) * two
         return raw
 
     def _window(

@@ -1,4 +1,4 @@
-"""Where the samples of a dataset lie: an array, a compressed memory map, a selection, or several of them.
+"""Where the samples of a dataset lie: an array, a compressed memory map, some rows or leads of one, or several of them.
 
 A store has a shape (N, leads, samples) and answers ``take(rows)`` with float32 millivolts by one gather.
 """
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
+Terms = tuple[tuple[int, float], ...]  # a lead as a sum of (position, coefficient)
 
 
 class SignalStore(Protocol):
@@ -103,6 +104,41 @@ class ViewStore:
 
     def all(self) -> NDArray[np.float32]:
         return self.base.take(self.rows)
+
+
+class LeadStore:
+    """Leads of another store, chosen or mixed while they are read.
+
+    Args:
+        base: where the samples lie.
+        terms: for each lead of the result its (position in `base`, coefficient) pairs: ``((0, 1.0),)`` is a copy.
+    """
+
+    def __init__(self, base: SignalStore, terms: Sequence[Terms]) -> None:
+        self.base, self.terms = base, tuple(terms)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        n, _, samples = self.base.shape
+        return n, len(self.terms), samples
+
+    def take(self, rows: Rows) -> NDArray[np.float32]:
+        return self._mix(self.base.take(rows))
+
+    def all(self) -> NDArray[np.float32]:
+        return self._mix(self.base.all())
+
+    def _mix(self, signals: NDArray[np.float32]) -> NDArray[np.float32]:
+        out = np.empty((len(signals), *self.shape[1:]), dtype=np.float32)
+        for lead, terms in enumerate(self.terms):
+            place, factor = terms[0]
+            if terms == ((place, 1.0),):
+                out[:, lead] = signals[:, place]
+                continue
+            np.multiply(signals[:, place], np.float32(factor), out=out[:, lead])
+            for place, factor in terms[1:]:
+                out[:, lead] += np.float32(factor) * signals[:, place]
+        return out
 
 
 class JoinedStore:

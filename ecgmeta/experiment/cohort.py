@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ecgmeta.data import ECGDataset
     from ecgmeta.data.preprocess import Preprocess
 
-KINDS = ("synthetic", "ptbxl", "ludb", "wfdb")
+KINDS = ("synthetic", "ptbxl", "ludb", "wfdb", "code15", "mitbih")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def load(
     # A source that is read both with labels and in windows stands in the pool twice: that is one name, not two.
     before = pool.meta["patient_before"]
     twice = sum(before.iloc[group].nunique() > 1 for group in groups)
-    notes = _notes(data, twice, skipped) + signal_notes(pool)
+    notes = [*_notes(data, twice, skipped), *pool.notes, *signal_notes(pool)]
     return Cohort(pool.subset(np.flatnonzero(used)), train, test, skipped, notes)
 
 
@@ -155,7 +155,7 @@ def _source(
         raise InputError(
             "configuration", "data source", repr(spec), f"kind or kind:folder with a kind of {list(KINDS)}"
         )
-    from ecgmeta.data import LUDB, PTBXL, SyntheticCohort, WFDBFolder
+    from ecgmeta.data import CODE15, LUDB, MITBIH, PTBXL, SyntheticCohort, WFDBFolder
     from ecgmeta.data.load import preprocessed
 
     if kind == "synthetic":
@@ -170,18 +170,27 @@ def _source(
         return preprocessed(cohort, preprocess(data)) if filtered else cohort
     root = Path(data.root, folder)
     options: dict[str, Any] = {
-        **preprocess(data, "first" if labelled else data.windows).to_dict(),
+        # The windows of a long record have labels of their own, so all are used.
+        **preprocess(
+            data, "all" if kind == "mitbih" else "first" if labelled else data.windows
+        ).to_dict(),
         "on_error": data.on_error,
         "cache": data.cache or None,
         "progress": progress,
         "min_positives": data.min_positives if labelled else 0,
     }
-    default = {"ptbxl": "superdiagnostic", "ludb": "diagnoses", "wfdb": "scored"}[kind]
+    default = {
+        "ptbxl": "superdiagnostic",
+        "ludb": "diagnoses",
+        "wfdb": "scored",
+        "code15": "abnormalities",
+        "mitbih": "beats",
+    }[kind]
     options["labels"] = (data.labels or default) if labelled else "none"
     if kind == "ptbxl":
         options["label_policy"] = data.label_policy
-        return PTBXL(root, **options)
-    return LUDB(root, **options) if kind == "ludb" else WFDBFolder(root, **options)
+    source: Any = {"ptbxl": PTBXL, "ludb": LUDB, "wfdb": WFDBFolder, "code15": CODE15, "mitbih": MITBIH}[kind]
+    return source(root, **options)
 
 
 def _notes(data: Data, groups: int, skipped: list[str]) -> list[str]:

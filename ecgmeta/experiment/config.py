@@ -38,7 +38,8 @@ class Data:
     """Which recordings, in which form.
 
     ``pretrain`` and ``finetune`` name sources as ``kind`` or ``kind:folder``, the folder below ``root``. Kinds: ``synthetic``,
-    ``ptbxl``, ``ludb``, ``wfdb`` (any tree of WFDB records with challenge headers).
+    ``ptbxl``, ``ludb``, ``wfdb`` (any tree of WFDB records with challenge headers), ``code15``, ``mitbih`` (long records with
+    ``.atr`` annotations; not twelve leads, so alone).
     """
 
     root: str = "."

@@ -5,6 +5,7 @@ Kalyakulina et al., IEEE Access 8, 2020, doi 10.1109/ACCESS.2020.3029211.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -13,8 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ecgmeta.data.labels import LUDB_DIAGNOSES, LUDB_LABELS, ludb_diagnoses, multi_hot
+from ecgmeta.data.leads import canonical, match_leads
 from ecgmeta.data.load import Fail, LoadOptions, RecordSource, SourceDataset
-from ecgmeta.data.records import Record, read_record
+from ecgmeta.data.records import Record, read_header, read_record
 from ecgmeta.data.tables import as_age, as_sex, read_table
 from ecgmeta.runtime.errors import InputError
 
@@ -59,14 +61,76 @@ class LUDBSource(RecordSource):
     def read(self, row: Any) -> Record:
         return read_record(self.root / row.path, units_per_mv=UNITS_PER_MV)
 
+    def notes(self) -> list[str]:
+        return [
+            "ludb: the gains in the headers scale every lead to a range of 1; they are ignored, and the digital values "
+            f"taken as {UNITS_PER_MV:g} a mV, with which III = II - I holds"
+        ]
+
     def labels(self, index: pd.DataFrame) -> tuple[NDArray[np.float32], tuple[str, ...]]:
         if self.label_set == "none":
             return super().labels(index)
         return multi_hot(index["codes"], LUDB_LABELS), LUDB_LABELS
 
 
+WAVES = {"p": "P", "N": "QRS", "t": "T"}  # by the symbol of their peak
+
+
+def read_delineation(root: str | Path, record: str | int, lead: str | None = None) -> pd.DataFrame:
+    """The waves that the cardiologists marked in one record.
+
+    Args:
+        root: the folder with ``ludb.csv`` and ``data/``.
+        record: its ID.
+        lead: a lead in any case; None for all twelve.
+
+    Returns:
+        one row a wave, in the order of leads and time: lead, wave ("P", "QRS" or "T"), onset, peak, offset, in s from the
+        start of the record. A boundary that is not marked is NaN.
+
+    Raises:
+        InputError: no such record or lead, a file that wfdb cannot read, a mark that is no wave.
+    """
+    header = read_header(Path(root, "data", str(record)))
+    names = [spec.name for spec in header.signals]
+    places = range(len(names)) if lead is None else [match_leads(names, [lead], header.path)[0]]
+    rows: list[tuple[str, str, float, float, float]] = []
+    for place in places:
+        if place is None:
+            raise InputError(header.path, "lead", repr(lead), ", ".join(names))
+        rows += _lead_waves(header.path, names[place], header.fs)
+    return pd.DataFrame(rows, columns=["lead", "wave", "onset", "peak", "offset"])
+
+
+def _lead_waves(header: Path, name: str, fs: float) -> list[tuple[str, str, float, float, float]]:
+    """The waves of the annotator ``.<name>``: an onset ``(``, a peak, an offset ``)``; either bracket may be missing."""
+    import wfdb
+
+    file = header.with_suffix(f".{name}")
+    if not file.is_file():
+        raise InputError(file, "annotations", "no such file", f"the delineation of lead {canonical(name)}")
+    try:
+        found = wfdb.rdann(str(header.with_suffix("")), name)
+    except Exception as error:  # wfdb answers a broken file with whatever its parser hit first
+        text = f"{type(error).__name__}: {error}"[:200]
+        raise InputError(file, "annotations", text, "an annotation file wfdb can read") from None
+    marks = [(symbol, float(at) / fs) for symbol, at in zip(found.symbol, found.sample, strict=True)]
+    rows = []
+    for number, (symbol, at) in enumerate(marks):
+        if symbol in "()":
+            continue
+        if symbol not in WAVES:
+            raise InputError(file, f"annotation at {at:g} s", repr(symbol), "( ) " + " ".join(WAVES))
+        before = marks[number - 1] if number else ("", math.nan)
+        after = marks[number + 1] if number + 1 < len(marks) else ("", math.nan)
+        onset = before[1] if before[0] == "(" else math.nan
+        offset = after[1] if after[0] == ")" else math.nan
+        rows.append((canonical(name), WAVES[symbol], onset, at, offset))
+    return rows
+
+
 class LUDB(SourceDataset):
-    """LUDB as a dataset; its broken gains are put right (see `UNITS_PER_MV`).
+    """LUDB as a dataset; its broken gains are put right (see `UNITS_PER_MV`, and ``.notes``).
 
     Args:
         root: the folder with ``ludb.csv`` and ``data/``.
@@ -74,7 +138,7 @@ class LUDB(SourceDataset):
         labels: ``"diagnoses"``: the columns of ``ludb.csv`` in `labels.LUDB_LABELS`' order; ``"none"``.
         options: `LoadOptions`; ``min_positives=20`` keeps the diagnoses with enough records to learn from.
 
-    A patient is a record (200 subjects). Age ">89" is given as 90. Wave delineations are not read here.
+    A patient is a record (200 subjects). Age ">89" is given as 90. `waves` gives the delineation of a record.
 
     Raises:
         InputError: see `SourceDataset`.
@@ -89,3 +153,8 @@ class LUDB(SourceDataset):
         **options: Unpack[LoadOptions],
     ) -> None:
         super().__init__(LUDBSource(root, labels), fs, **options)
+        self.root = Path(root)
+
+    def waves(self, record: str | int, lead: str | None = None) -> pd.DataFrame:
+        """P, QRS and T waves of a record by its ID (``meta.record``); see `read_delineation`."""
+        return read_delineation(self.root, record, lead)

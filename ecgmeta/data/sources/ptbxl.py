@@ -21,6 +21,11 @@ from ecgmeta.runtime.errors import InputError
 
 LabelPolicy = Literal["benchmark", "paper"]
 _NEEDED = ("ecg_id", "patient_id", "age", "sex", "scp_codes", "strat_fold", "filename_lr", "filename_hr")
+# Free-text columns of the table: a record has the problem where anything is written.
+QUALITY = (
+    *("static_noise", "burst_noise", "baseline_drift", "electrodes_problems"),
+    *("pacemaker", "extra_beats"),
+)
 # Columns that get a standard name; every other column of the table is kept as it is.
 _RENAMED = {"patient_id": "patient", "strat_fold": "fold"}
 
@@ -37,8 +42,14 @@ class PTBXLSource(RecordSource):
         labels: PtbxlSet | Literal["none"] = "superdiagnostic",
         folds: Iterable[int] | None = None,
         label_policy: LabelPolicy = "benchmark",
+        exclude: Iterable[str] = (),
+        validated: bool = False,
     ) -> None:
         super().__init__(root)
+        self.exclude, self.validated = (exclude,) if isinstance(exclude, str) else tuple(exclude), validated
+        for column in self.exclude:
+            if column not in QUALITY:
+                raise InputError(self.name, "exclude", repr(column), ", ".join(QUALITY))
         if labels not in (*PTBXL_SETS, "none"):
             raise InputError(self.name, "labels", repr(labels), ", ".join((*PTBXL_SETS, "none")))
         if label_policy not in ("benchmark", "paper"):
@@ -52,7 +63,9 @@ class PTBXLSource(RecordSource):
 
     def index(self, fail: Fail) -> pd.DataFrame:
         file = self.root / "ptbxl_database.csv"
-        table = read_table(file, _NEEDED)
+        table = read_table(
+            file, (*_NEEDED, *self.exclude, *(["validated_by_human"] if self.validated else []))
+        )
         path = table["filename_lr" if self.low_rate else "filename_hr"].astype(str)
         index = table.rename(columns=_RENAMED).drop(columns=["scp_codes", "filename_lr", "filename_hr"])
         index["record"] = path.str.rsplit("/", n=1).str[-1]
@@ -97,6 +110,11 @@ class PTBXLSource(RecordSource):
         kept = np.ones(len(index), dtype=bool)
         if self.folds is not None:
             kept &= index["fold"].isin(self.folds).to_numpy()
+        for column in self.exclude:
+            text = index[column].fillna("").astype(str).str.strip()
+            kept &= (text == "").to_numpy()
+        if self.validated:
+            kept &= (index["validated_by_human"].astype(str).str.casefold() == "true").to_numpy()
         if self.label_policy == "benchmark" and self.label_set != "none":
             kept &= labels.any(axis=1)
         return kept
@@ -121,6 +139,9 @@ class PTBXL(SourceDataset):
         folds: keep these of the official stratified folds 1 to 10 (1-8 train, 9 validate, 10 test); None keeps all.
         label_policy: ``"benchmark"`` leaves out records without any label of the set, ``"paper"`` keeps them with all
             zeros. Both count a statement of likelihood 0 (= not said) as present.
+        exclude: leave out records for which one of these columns says anything: `QUALITY`, such as
+            ``("static_noise", "burst_noise")``.
+        validated: leave out records that no human has validated (column ``validated_by_human``).
         options: `LoadOptions`.
 
     A patient is ``ptbxl/<patient_id>``; age 300 (= over 89) is given as 90.
@@ -137,6 +158,9 @@ class PTBXL(SourceDataset):
         labels: PtbxlSet | Literal["none"] = "superdiagnostic",
         folds: Iterable[int] | None = None,
         label_policy: LabelPolicy = "benchmark",
+        exclude: Iterable[str] = (),
+        validated: bool = False,
         **options: Unpack[LoadOptions],
     ) -> None:
-        super().__init__(PTBXLSource(root, fs, labels, folds, label_policy), fs, **options)
+        source = PTBXLSource(root, fs, labels, folds, label_policy, exclude, validated)
+        super().__init__(source, fs, **options)

@@ -11,26 +11,27 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ecgmeta.data.labels import snomed_labels
+from ecgmeta.data.labels import multi_hot, snomed_labels
 from ecgmeta.data.load import Fail, LoadOptions, RecordSource, SourceDataset
 from ecgmeta.data.records import Record, read_header, read_record
 from ecgmeta.data.tables import as_age, as_sex
 from ecgmeta.runtime.errors import InputError
 
-_COMMENT = re.compile(r"<?(age|sex|dx)>?\s*:\s*(.*)", re.IGNORECASE)
+_COMMENT = re.compile(r"<?(age|sex|dx|reason for admission)>?\s*:\s*(.*)", re.IGNORECASE)
+_PTB_PATIENT = re.compile(r"patient\d+$")  # the PTB Diagnostic ECG Database: a folder a patient
+WFDBLabels = Literal["scored", "all", "none"]
 
 
 class WFDBSource(RecordSource):
     """Reads every header below `root`, in the order of the sorted paths."""
 
     name = "wfdb"
+    suffixes = (*RecordSource.suffixes, ".xyz")  # PTB's Frank leads have a file of their own
 
-    def __init__(
-        self, root: str | Path, labels: Literal["scored", "none"] = "scored", checksum: bool = True
-    ) -> None:
+    def __init__(self, root: str | Path, labels: WFDBLabels = "scored", checksum: bool = True) -> None:
         super().__init__(root)
-        if labels not in ("scored", "none"):
-            raise InputError(self.name, "labels", repr(labels), "scored or none")
+        if labels not in ("scored", "all", "none"):
+            raise InputError(self.name, "labels", repr(labels), "scored, all or none")
         self.label_set, self.checksum = labels, checksum
 
     def index(self, fail: Fail) -> pd.DataFrame:
@@ -46,7 +47,7 @@ class WFDBSource(RecordSource):
                 rows.append(self._row(path.removesuffix(".hea")))
             except InputError as error:
                 fail(error)
-        columns = ["record", "path", "patient", "source", "age", "sex", "codes"]
+        columns = ["record", "path", "patient", "source", "age", "sex", "codes", "reason_for_admission"]
         return pd.DataFrame(rows, columns=columns)
 
     def _row(self, path: str) -> dict[str, Any]:
@@ -57,25 +58,37 @@ class WFDBSource(RecordSource):
                 key, value = found[1].casefold(), found[2].strip()
                 if said.setdefault(key, value) != value:
                     raise InputError(header.path, key, f"{said[key]!r} and {value!r}", "one line of it")
-        name = os.path.basename(path)
+        name, folder = os.path.basename(path), header.path.absolute().parent
+        patient = name
+        if _PTB_PATIENT.match(folder.name):
+            patient, folder = folder.name, folder.parent
         return {
             "record": name,
             "path": path,
-            "patient": name,
-            "source": header.path.parent.name or self.root.resolve().name,
+            "patient": patient,
+            "source": folder.name,
             "age": as_age(said.get("age", ""), header.path),
             "sex": as_sex(said.get("sex", "")),
             "codes": tuple(code.strip() for code in said.get("dx", "").split(",") if code.strip()),
+            "reason_for_admission": said.get("reason for admission", ""),
         }
 
     def read(self, row: Any) -> Record:
         return read_record(self.root / row.path, checksum=self.checksum)
 
     def labels(self, index: pd.DataFrame) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-        return snomed_labels(index["codes"]) if self.label_set == "scored" else super().labels(index)
+        if self.label_set == "scored":
+            return snomed_labels(index["codes"])
+        if self.label_set == "none":
+            return super().labels(index)
+        names = tuple(sorted({code for codes in index["codes"] for code in codes}))
+        return multi_hot(index["codes"], names), names
 
     def settings(self) -> dict[str, Any]:
-        return {"checksum": self.checksum}
+        return {
+            "checksum": self.checksum,
+            "index": 2,
+        }  # raised when the index holds more: it stands in the cache
 
 
 class WFDBFolder(SourceDataset):
@@ -85,13 +98,16 @@ class WFDBFolder(SourceDataset):
         root: the folder; every ``.hea`` below it is a record.
         fs: rate of the result, Hz.
         labels: ``"scored"``: the 26 scored diagnoses of the 2021 challenge from the ``Dx`` lines (`snomed.csv`'s order,
-            equivalent codes as one); ``"none"``.
+            equivalent codes as one); ``"all"``: every code of the tree, sorted; ``"none"``.
         checksum: refuse a record whose samples do not add up to the checksum in its header.
         options: `LoadOptions`.
 
     The headers name no patient, so a patient is a record *name*: the same record in two folders is one patient, two
-    recordings of one person are not recognised (see `duplicates.group_duplicates`). ``meta.source`` is the name of the
-    folder a record lies in.
+    recordings of one person are not recognised (see `duplicates.group_duplicates`); only PTB's folders ``patient001``,
+    ``patient002``, ... do name the patient. ``meta.source`` is the name of the folder a record lies in (PTB: of the folder
+    of patients), ``meta.reason_for_admission`` what PTB's headers say.
+
+    A record needs the leads asked for: single-lead records of the 2017 challenge load with ``leads=("ECG",)``.
 
     Raises:
         InputError: see `SourceDataset`.
@@ -102,7 +118,7 @@ class WFDBFolder(SourceDataset):
         root: str | Path,
         *,
         fs: float = 100.0,
-        labels: Literal["scored", "none"] = "scored",
+        labels: WFDBLabels = "scored",
         checksum: bool = True,
         **options: Unpack[LoadOptions],
     ) -> None:
