@@ -39,10 +39,17 @@ def the_rotation_is_found_and_helps(lines: list[str]) -> None:
         assert learned > ceiling - 0.04
 
 
+def the_own_source_is_twelve_leads_and_names_the_broken_file(lines: list[str]) -> None:
+    assert "11 x 12 leads x 1000 samples at 100 Hz" in lines[0]
+    assert "v3.csv: samples: found" in lines[1]
+    assert "11 x 2 leads" in lines[-1]
+
+
 ENDS: dict[str, Callable[[list[str]], None]] = {
     "01_engine": wrong_examples_end_with_smaller_weights,
     "03_feature_penalties": a_penalty_a_feature_beats_one_for_all,
     "04_learned_rotation": the_rotation_is_found_and_helps,
+    "05_your_own_source": the_own_source_is_twelve_leads_and_names_the_broken_file,
 }
 SLOW = {"04_learned_rotation"}
 
