@@ -49,15 +49,17 @@ class Clinic(RecordSource):
 
 
 def write_folder(root: Path, visits: int) -> None:
-    """What the device would have left: visits of two people in three, and one file cut short."""
+    """What the device would have left: some people came twice, and one file is empty."""
     cohort = SyntheticCohort(visits, fs=FS, seed=1).with_leads(
         ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
     )
     names = [f"v{number}" for number in range(visits)]
-    table = pd.DataFrame({"visit": names, "person": [f"p{number * 2 // 3}" for number in range(visits)]})
+    owner = np.arange(visits) * 2 // 3  # who comes with each visit
+    table = pd.DataFrame({"visit": names, "person": [f"p{number}" for number in owner]})
+    table[["age", "sex"]] = cohort.meta[["age", "sex"]].to_numpy()[owner]
     for finding in FINDINGS:
         table[finding] = cohort.labels[:, cohort.label_names.index(finding)].astype(int)
-    table.assign(age=cohort.meta["age"], sex=cohort.meta["sex"]).to_csv(root / "visits.csv", index=False)
+    table.to_csv(root / "visits.csv", index=False)
     for name, signal in zip(names, cohort.signals, strict=True):
         pd.DataFrame(np.rint(signal.T * 1000), columns=list(cohort.leads)).to_csv(
             root / f"{name}.csv", index=False
@@ -78,8 +80,7 @@ def main() -> None:
             print(
                 f"{tuple(x.shape)} mV, labels {tuple(y.shape)}: {y.sum(0).int().tolist()} of {list(data.label_names)}"
             )
-        limb = data.with_leads(("aVF", "V2"))
-        print("two leads:", limb)
+        print("two leads:", data.with_leads(("aVF", "V2")))
 
 
 if __name__ == "__main__":

@@ -139,7 +139,8 @@ class ECGDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         Raises:
             InputError: no lead, a lead named twice, one that is neither there nor can be derived.
         """
-        chosen = tuple(canonical(name) for name in names)
+        spelling = {lead.casefold(): lead for lead in self.leads}
+        chosen = tuple(spelling.get(canonical(name).casefold(), canonical(name)) for name in names)
         if not chosen or len(set(chosen)) != len(chosen):
             raise InputError("leads", "names", ", ".join(names) or "none", "different names, at least one")
         terms = lead_terms(self.leads, chosen, "leads", derive)

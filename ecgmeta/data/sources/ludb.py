@@ -86,7 +86,9 @@ def read_delineation(root: str | Path, record: str | int, lead: str | None = Non
 
     Returns:
         one row a wave, in the order of leads and time: lead, wave ("P", "QRS" or "T"), onset, peak, offset, in s from the
-        start of the record. A boundary that is not marked is NaN.
+        start of the record. A wave is a marked peak. In 134 of 58,423 waves of the published files a boundary is not
+        marked, or stands on the wrong side of the peak: that one is NaN. Spans without a peak are not waves; a wave
+        marked several times (record 116, V1 and V2) stands several times.
 
     Raises:
         InputError: no such record or lead, a file that wfdb cannot read, a mark that is no wave.

@@ -171,12 +171,16 @@ def test_ludb_waves_are_counted_as_its_readme_counts_them(real_data: Path) -> No
 
 
 @pytest.mark.slow
-def test_all_58429_waves_of_ludb(real_data: Path) -> None:
+def test_every_wave_of_ludb(real_data: Path) -> None:
+    """The README counts 21966 QRS, 19666 T and 16797 P; the files hold 21965, 19661 and 16797 marks of a peak."""
     counts = {"QRS": 0, "T": 0, "P": 0}
+    unmarked = 0
     for record in range(1, 201):
         waves = read_delineation(real_data / "ludb", record)
         for wave in counts:
             counts[wave] += int((waves["wave"] == wave).sum())
         known = waves.dropna()
+        unmarked += len(waves) - len(known)
         assert ((known["onset"] <= known["peak"]) & (known["peak"] <= known["offset"])).all()
-    assert counts == {"QRS": 21966, "T": 19666, "P": 16797}
+    assert counts == {"QRS": 21965, "T": 19661, "P": 16797}
+    assert unmarked == 134
