@@ -106,7 +106,7 @@ def data_cache(
         list[str] | None,
         typer.Argument(help="key=value as in a run, such as data.duration=5 or data.highpass=0.5."),
     ] = None,
-    kind: Annotated[str, typer.Option(help="ptbxl, ludb or wfdb.")] = "wfdb",
+    kind: Annotated[str, typer.Option(help="ptbxl, ludb, wfdb, code15 or mitbih.")] = "wfdb",
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Cache folder; name it as data.cache in a run.")
     ] = Path("cache"),

@@ -106,9 +106,9 @@ class LongRecordsSource(RecordSource):
             return None
         names = tuple(AAMI) if self.label_set == "beats" else RHYTHMS
         found: list[set[str]] = [set() for _ in range(len(windows))]
-        for row, group in windows.groupby("row"):
-            place = dict(zip(group["window"], group.index, strict=True))
-            rate = group["original_fs"].iloc[0]
+        for _, group in windows.groupby("row"):
+            row, rate = int(group["row"].iloc[0]), float(group["original_fs"].iloc[0])
+            place = {int(number): int(at) for number, at in zip(group["window"], group.index, strict=True)}
             spans = annotation_spans(index["codes"].iloc[row], rate, self.label_set == "beats")
             last = max(place)
             for start, end, label in spans:

@@ -13,7 +13,6 @@ from data_helpers import sound_ecg, write_parquet, write_record
 
 from ecgmeta.data import PTBXL, ArrayDataset, ECGDataset, SyntheticCohort, WFDBFolder, concat
 from ecgmeta.data.leads import limb_errors
-from ecgmeta.data.preprocess import Preprocess
 from ecgmeta.runtime.errors import InputError
 
 X = np.random.default_rng(1).standard_normal((6, 12, 100)).astype(np.float32)
@@ -158,13 +157,6 @@ def test_a_source_without_augmented_leads_is_loaded_with_derive(tmp_path: Path) 
     write_record(tmp_path / "R", ecg[eight[1:]], fs=100, leads=leads[1:])
     with pytest.raises(InputError, match="lead I: found only II"):
         WFDBFolder(tmp_path, derive=True)
-
-
-def test_a_description_without_derive_is_what_it_was() -> None:
-    plain = Preprocess()
-    assert "derive" not in plain.to_dict()  # the key of caches that stand already
-    for how in (plain, Preprocess(derive=True)):
-        assert Preprocess(**how.to_dict()) == how
 
 
 def test_bad_leads_follow_the_choice_of_leads(real_data: Path) -> None:
