@@ -115,8 +115,7 @@ class LongRecordsSource(RecordSource):
                 if label not in names:
                     where = self.root / index["path"].iloc[row]
                     raise InputError(where, f"rhythm at {start:g} s", repr(label), ", ".join(names))
-                # [start, end) s; a beat is a point.
-                for number in range(int(start // length), min(last, _last_window(start, end, length)) + 1):
+                for number in _windows_of(start, end, length, last):
                     if number in place:
                         found[place[number]].add(label)
         return multi_hot(found, names), names
@@ -126,10 +125,12 @@ class LongRecordsSource(RecordSource):
         return {"checksum": self.checksum, "annotator": "" if self.label_set == "none" else self.annotator}
 
 
-def _last_window(start: float, end: float, length: float) -> int:
+def _windows_of(start: float, end: float, length: float, last: int) -> range:
+    """The windows up to `last` that the span from `start` to `end` (s, end excluded) touches; a beat is a point."""
+    first = int(start // length)
     if end <= start:
-        return int(start // length)
-    return int(np.ceil(end / length)) - 1 if np.isfinite(end) else 2**31
+        return range(first, min(first, last) + 1)
+    return range(first, last + 1 if np.isinf(end) else min(last + 1, int(np.ceil(end / length))))
 
 
 def read_annotations(path: Path, annotator: str) -> tuple[str, ...]:
