@@ -171,9 +171,7 @@ def _source(
     root = Path(data.root, folder)
     options: dict[str, Any] = {
         # The windows of a long record have labels of their own, so all are used.
-        **preprocess(
-            data, "all" if kind == "mitbih" else "first" if labelled else data.windows
-        ).to_dict(),
+        **preprocess(data, "all" if kind == "mitbih" else "first" if labelled else data.windows).to_dict(),
         "on_error": data.on_error,
         "cache": data.cache or None,
         "progress": progress,
