@@ -160,7 +160,7 @@ def _label_columns(
     table = table.set_axis([str(name) for name in table], axis=1)
     missing = [name for name in chosen if name not in table]
     if missing:
-        raise InputError(where, "columns", ", ".join(table), ", ".join(missing))
+        raise InputError(where, "columns", ", ".join(map(str, table)), ", ".join(missing))
     for name in chosen:
         found = table[name]
         odd = found[~found.isin([0, 1])]

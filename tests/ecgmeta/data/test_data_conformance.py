@@ -229,8 +229,10 @@ def test_spawned_workers_read_every_kind_of_store(real_data: Path, tmp_path: Pat
     for name in STORES:
         (tmp_path / name).mkdir()
     parts = [SOURCES[name](real_data, tmp_path / name).subset(slice(None, 5)) for name in STORES]
-    loader = DataLoader(ConcatDataset(parts), batch_size=None, num_workers=2, multiprocessing_context="spawn")
-    expected = [example for part in parts for example in part]
+    loader: DataLoader[Any] = DataLoader(
+        ConcatDataset(parts), batch_size=None, num_workers=2, multiprocessing_context="spawn"
+    )
+    expected = [part[row] for part in parts for row in range(len(part))]
     found = list(loader)
     assert len(found) == len(expected) == 5 * len(STORES)
     for (x, y), (x0, y0) in zip(found, expected, strict=True):
