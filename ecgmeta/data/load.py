@@ -332,6 +332,7 @@ def preprocessed(
         label_names=data.label_names,
         meta=meta,
         skipped=skipped,
+        notes=data.notes,
     )
 
 
