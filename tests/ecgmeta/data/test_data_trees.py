@@ -51,6 +51,7 @@ def _raise(error: InputError) -> None:
         st.text(max_size=40), st.just("(" * 9000), st.just("{[]: 1}"), st.just("{1: 2}"), st.just("\x00")
     )
 )
+@settings(max_examples=50, deadline=None)
 def test_statements_are_a_dict_or_an_error(text: str) -> None:
     try:
         found = parse_scp_codes(text, "r")
