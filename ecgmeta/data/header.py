@@ -19,6 +19,7 @@ from ecgmeta.runtime.errors import InputError
 
 DEFAULT_GAIN = 200.0  # adu/mV where a header gives none or 0
 _LARGEST_HEADER = 1 << 24  # bytes; the headers of week-long recordings stay below a tenth of it
+_LONGEST_NAME = 255  # of a file or a lead
 _LEAST_GAIN = 1e-20  # adu a unit
 # ASCII digits and few of them: int() would take "1_000" and other scripts' digits, and fails beyond 4300 of them.
 _GAIN = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?:\(([+-]?\d+)\))?(?:/(\S+))?$", re.ASCII)
@@ -192,7 +193,11 @@ def _parse(text: str, where: Path) -> Header:
 
 def plain_name(name: str) -> bool:
     """Whether `name` is that of a file beside the header."""
-    return name not in ("", ".", "..") and not any(mark in name for mark in "/\\\0")
+    return (
+        name not in ("", ".", "..")
+        and len(name) <= _LONGEST_NAME
+        and not any(mark in name for mark in "/\\\0")
+    )
 
 
 def _header_path(path: str | Path) -> Path:
@@ -260,7 +265,7 @@ def _segment_lines(
         if len(words) != 2 or not _INTEGER.match(words[1]) or int(words[1]) < 0:
             raise InputError(where, f"segment line {number}", repr(line)[:200], "NAME SAMPLES")
         if not plain_name(words[0]):
-            raise InputError(where, f"segment line {number}", repr(words[0]), "a record beside this one")
+            raise InputError(where, f"segment line {number}", repr(words[0])[:80], "a record beside this one")
         if words[1] == "0" and number > 1:
             raise InputError(where, f"segment line {number}", "0 samples", "at least 1")
         parts.append((words[0], int(words[1])))
@@ -292,6 +297,8 @@ def _signal_line(line: str, where: Path, number: int) -> SignalSpec:
     # A checksum of 0 is what writers that do not compute one leave there.
     checksum = numbers[3] & 0xFFFF if len(numbers) > 3 and numbers[3] else None
     name = parts[8].strip() if len(parts) > 8 else f"signal {number}"
+    if len(name) > _LONGEST_NAME:
+        raise InputError(where, f"{field}, name", f"{len(name)} characters", f"at most {_LONGEST_NAME}")
     baseline = zero if gain[1] is None else gain[1]
     for what, value in (("baseline", baseline), ("initial value", initial)):
         if abs(value) >= 2**31:

@@ -21,6 +21,10 @@ CHEST_SPACING_CM = 4.0  # between neighbouring chest electrodes, along the chest
 TILT_PER_CM = (
     0.1  # change of a chest lead's y coefficient when its electrode slides 1 cm down (our approximation)
 )
+MUSCLE_HZ, MUSCLE_WIDTH = (
+    22.0,
+    0.47,
+)  # centre and width (in log frequency) of the power spectrum of muscle noise
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ class Nuisances:
         wander: baseline wander, mV RMS: respiration (0.15 to 0.35 Hz) and a slow random walk.
         powerline: mains hum, mV RMS. Hum at or above fs/2 is left out, as a recorder's anti-alias filter would.
         powerline_hz: mains frequency, 50 or 60 Hz (each record is within 0.05 Hz of it).
-        muscle: muscle noise, mV RMS: a broad band from about 20 Hz up, swelling and fading.
-        motion: electrode motion, mV RMS: an electrode jumps and creeps back within seconds.
+        muscle: muscle noise, mV RMS: a broad band around 25 Hz, swelling and fading.
+        motion: electrode motion, mV RMS: an electrode jumps and creeps back within 0.05 to 3 s.
         white: amplifier noise, mV RMS.
         gain: ``|log gain|`` of the amplifier, one a record, either sign; it scales heart and noise alike.
         displacement: RMS shift of the chest electrodes in cm, along and across the chest.
@@ -140,7 +144,9 @@ def _wander(batch: int, samples: int, fs: float, rng: np.random.Generator) -> Fl
 
 def _muscle(batch: int, samples: int, fs: float, rng: np.random.Generator) -> Floats:
     hz = np.fft.rfftfreq(samples, 1 / fs)
-    shape = (hz**2 / (hz**2 + 20.0**2) / np.sqrt(1 + (hz / 120.0) ** 2)).astype(np.float32)
+    # The band of the muscle record of the MIT-BIH noise stress test database, above the wander that it holds too.
+    octaves = np.log(np.maximum(hz, 1e-3) / MUSCLE_HZ) / MUSCLE_WIDTH
+    shape = np.exp(-0.25 * np.square(octaves)).astype(np.float32)
     white = rng.standard_normal((batch, 9, len(hz), 2), dtype=np.float32).view(np.complex64)[..., 0]
     noise = np.fft.irfft(white * shape, n=samples, axis=2).astype(np.float32)
     curve = _spline(samples / fs, 0.7, samples)
@@ -155,10 +161,12 @@ def _motion(batch: int, samples: int, fs: float, rng: np.random.Generator) -> Fl
         electrode = rng.integers(0, 9, batch)
         # The jump is never at the very end, so a record that is said to move does move.
         start = rng.uniform(0.05, 0.85, (batch, 1)).astype(np.float32) * np.float32(samples / fs)
-        creep = rng.uniform(0.5, 3.0, (batch, 1)).astype(np.float32)
-        height = rng.standard_normal((batch, 1), dtype=np.float32)
+        # Short twitches are as frequent as long drifts, and higher: that gives the spectrum of the real record of electrode
+        # motion from 0.5 to 20 Hz, which slow creeping alone misses by a factor of 25.
+        creep = np.exp(rng.uniform(math.log(0.05), math.log(3.0), (batch, 1))).astype(np.float32)
+        height = rng.standard_normal((batch, 1), dtype=np.float32) / np.sqrt(creep)
         since = np.maximum(time - start, 0)
-        out[np.arange(batch), electrode] += height * (1 - np.exp(-since / 0.06)) * np.exp(-since / creep)
+        out[np.arange(batch), electrode] += height * (1 - np.exp(-since / 0.015)) * np.exp(-since / creep)
     return out
 
 

@@ -23,8 +23,11 @@ from ecgmeta.data.leads import LIMB_COEFFICIENTS, STANDARD_LEADS, canonical, mat
 from ecgmeta.data.records import Record, millivolts
 from ecgmeta.runtime.errors import InputError
 
-# 1/1000 keeps the filter of an odd rate such as 257 Hz short; the rate error it can cost is below 1e-6.
-_LARGEST_RATIO = 1000
+_LARGEST_RATIO = 1000  # of two rates
+# A small denominator keeps the filter short. Nearly equal rates (499.97 and 500 Hz) need the larger one: at 1/1 the end of
+# 10 s would be off by 0.6 ms.
+_DENOMINATORS = (1000, 100_000)
+_RATE_ERROR = 1e-6
 # Of the Butterworth filters, which run forwards and backwards: twice the slope, and no shift of any wave.
 _ORDER = 3
 _NOTCH_Q = 30.0  # 50 Hz ± 0.8 Hz
@@ -337,11 +340,12 @@ def resample(signal: NDArray[np.float32], fs_in: float, fs_out: float) -> NDArra
         return signal
     from scipy.signal import resample_poly
 
-    ratio = Fraction(fs_out / fs_in).limit_denominator(_LARGEST_RATIO)
-    if ratio == 0 or abs(float(ratio) * fs_in / fs_out - 1) > 1e-3:
+    if not 1 / _LARGEST_RATIO <= fs_out / fs_in <= _LARGEST_RATIO:
         raise InputError(
             "resample", "rates", f"{fs_in:g} Hz to {fs_out:g} Hz", "a ratio between 1/1000 and 1000"
         )
+    ratios = (Fraction(fs_out / fs_in).limit_denominator(largest) for largest in _DENOMINATORS)
+    ratio = next(r for r in ratios if abs(float(r) * fs_in / fs_out - 1) <= _RATE_ERROR)
     if signal.shape[1] < 2:
         return np.repeat(signal, max(1, round(float(ratio))), axis=1)
     out = resample_poly(signal, ratio.numerator, ratio.denominator, axis=1, padtype="line")

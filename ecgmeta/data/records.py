@@ -288,10 +288,13 @@ def _wfdb_frames(header: Header) -> list[Frames]:
     same_length(header, frames)
     name = str(header.path.with_suffix(""))
     try:
-        found: Any = wfdb.rdrecord(name, physical=False, smooth_frames=False, ignore_skew=True)
+        # Frames of one sample are asked for in one array: wfdb cannot give format 61 as stored frames.
+        alone = all(spec.per_frame == 1 for spec in header.signals)
+        found: Any = wfdb.rdrecord(name, physical=False, smooth_frames=alone, ignore_skew=True)
+        signals = found.d_signal.T if alone else found.e_d_signal
         stored = [
             np.asarray(part).reshape(frames[0], spec.per_frame)
-            for part, spec in zip(found.e_d_signal, header.signals, strict=True)
+            for part, spec in zip(signals, header.signals, strict=True)
         ]
     except Exception as error:  # wfdb answers a broken file with whatever its parser hit first
         found_text = f"{type(error).__name__}: {error}"[:200]

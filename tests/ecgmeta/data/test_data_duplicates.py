@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from data_helpers import sound_ecg
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ecgmeta.data import LUDB, PTBXL, ArrayDataset, ECGDataset, WFDBFolder, concat
 from ecgmeta.data.duplicates import find_duplicates, group_duplicates, signal_overlap, similarity
@@ -75,3 +77,18 @@ def test_gain_offset_noise_and_padding_do_not_hide_a_pair() -> None:
     valid[90] = 600
     data = ArrayDataset(x, fs=100, meta=pd.DataFrame({"valid_samples": valid}))
     assert find_duplicates(data) == [[17, 250], [90, 120]]
+
+
+@given(seed=st.integers(0, 9999), planted=st.integers(0, 3))
+@settings(max_examples=25, deadline=None)
+def test_the_overlap_of_two_sets_is_what_was_planted(seed: int, planted: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = (rng.standard_normal((n, 12, 80)).repeat(5, axis=2).astype(np.float32) for n in (7, 5))
+    pairs = sorted(
+        zip(rng.permutation(7)[:planted].tolist(), rng.permutation(5)[:planted].tolist(), strict=True)
+    )
+    for i, j in pairs:
+        b[j] = rng.uniform(0.3, 3) * a[i] + rng.uniform(-2, 2) + 0.03 * rng.standard_normal((12, 400))
+    first, second = (ArrayDataset(x, fs=100) for x in (a, b))
+    assert sorted(signal_overlap(first, second)) == pairs
+    assert sorted(signal_overlap(second, first)) == sorted((j, i) for i, j in pairs)

@@ -73,7 +73,8 @@ def test_every_format_reads_back(
     missing = np.isnan(found.signal)
     assert missing[:, -5:].any() == (skew != (0, 0, 0) or fmt in (80, 212))
     assert not missing.all()
-    if skew == (0, 0, 0):
+    # wfdb cannot give format 61 in frames of several samples.
+    if skew == (0, 0, 0) and (fmt != 61 or per_frame == (1, 1, 1)):
         np.testing.assert_array_equal(read_record(path, method="wfdb").signal, found.signal)
 
 

@@ -54,6 +54,59 @@ def test_a_constant_slope_is_resampled_exactly() -> None:
     np.testing.assert_allclose(resample(ramp, 500, 100)[0], ramp[0, ::5], atol=1e-4)
 
 
+RATES = st.sampled_from([100.0, 125.0, 250.0, 257.0, 360.0, 400.0, 499.97, 500.0, 1000.0])
+
+
+@given(fs=RATES, other=RATES, seconds=st.floats(3, 6), seed=st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_what_lies_below_both_half_rates_survives_there_and_back(
+    fs: float, other: float, seconds: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    hz, phase = rng.uniform(0.2, 0.35 * min(fs, other), (4, 1)), rng.uniform(0, 2 * np.pi, (4, 1))
+
+    def wave(rate: float, samples: int) -> Any:
+        return np.sin(2 * np.pi * hz * np.arange(samples) / rate + phase).astype(np.float32)
+
+    here = wave(fs, round(fs * seconds))
+    there = resample(here, fs, other)
+    assert abs(there.shape[1] - here.shape[1] * other / fs) < 1.01
+    inner = slice(round(other / 2), -round(other / 2))  # the ends see a sine cut off
+    np.testing.assert_allclose(there[:, inner], wave(other, there.shape[1])[:, inner], atol=0.01)
+    back, inner = resample(there, other, fs), slice(round(fs / 2), -round(fs / 2))
+    np.testing.assert_allclose(back[:, : here.shape[1]][:, inner], here[:, inner], atol=0.01)
+
+
+def test_rates_too_far_apart_are_refused() -> None:
+    for rates in ((1000.0, 0.5), (0.5, 1000.0)):
+        with pytest.raises(InputError, match="rates"):
+            resample(np.zeros((1, 50), dtype=np.float32), *rates)
+
+
+@given(seed=st.integers(0, 9999), longest=st.integers(0, 12), share=st.floats(0, 1))
+@settings(max_examples=80, deadline=None)
+def test_gaps_are_filled_between_their_neighbours_or_marked(seed: int, longest: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    whole = rng.standard_normal((3, 60)).astype(np.float32)
+    gap = np.repeat(rng.random((3, 12)) < share, 5, axis=1) ^ (rng.random((3, 60)) < 0.05)
+    holed = np.where(gap, rng.choice([np.nan, np.inf], (3, 60)), whole).astype(np.float32)
+    filled, marked = fill_gaps(holed, longest)
+    assert np.isfinite(filled).all()
+    np.testing.assert_array_equal(filled[~gap], whole[~gap])
+    assert not marked[~gap].any()
+    assert (filled[marked] == 0).all()
+    for row in range(3):
+        good = np.flatnonzero(~gap[row])
+        for at in np.flatnonzero(gap[row]):
+            before, after = good[good < at], good[good > at]
+            ends = ([before[-1]] if before.size else []) + ([after[0]] if after.size else [])
+            run = (after[0] if after.size else 60) - (before[-1] if before.size else -1) - 1
+            assert marked[row, at] == (run > longest or not ends)
+            if not marked[row, at]:
+                sides = whole[row, ends]
+                assert sides.min() - 1e-6 <= filled[row, at] <= sides.max() + 1e-6
+
+
 @given(
     fs=st.sampled_from([100.0, 125.0, 257.0, 360.0, 499.97, 1000.0]),
     seconds=st.floats(1, 25),

@@ -11,6 +11,7 @@ from data_helpers import sound_ecg, write_record
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ecgmeta.data.leads import STANDARD_LEADS
 from ecgmeta.data.records import read_header, read_record
 from ecgmeta.runtime.errors import InputError
 
@@ -51,6 +52,30 @@ def test_another_format_equals_wfdb(real_data: Path) -> None:
     assert found.leads == ("MLII", "V5")
     slow = read_record(real_data / "mitdb/100", method="wfdb")
     np.testing.assert_array_equal(found.signal, slow.signal)
+
+
+def test_compressed_signals_go_through_wfdb(tmp_path: Path) -> None:
+    import soundfile
+
+    digital = sound_ecg(1.0)[:8]  # what a FLAC file can hold
+    path = write_record(tmp_path / "r", digital, leads=STANDARD_LEADS[:8])
+    plain = read_record(path).signal
+    file, header = tmp_path / "r.dat", tmp_path / "r.hea"
+    soundfile.write(file, digital.T, 500, format="FLAC", subtype="PCM_16")
+    header.write_text(header.read_text().replace("r.dat 16 ", "r.dat 516 "))
+    np.testing.assert_array_equal(read_record(path).signal, plain)
+    text = header.read_text()
+    header.write_text(text.replace("500 500\n", "500 900000000\n"))
+    with pytest.raises(InputError, match="size: found 500 samples, expected 900000000"):
+        read_record(path)
+    header.write_text(text)
+    with pytest.raises(InputError, match="not compressed"):
+        read_record(path, method="direct")
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:500], whole[:3000], whole[:-1], b"fLaC" + bytes(400)):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError):
+            read_record(path)
 
 
 def test_units_become_millivolts_and_the_reserved_value_nan(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from ecgmeta.data.dataset import ECGDataset
 from ecgmeta.data.dipole import DOWER, Floats, normal_waves
-from ecgmeta.data.nuisances import KINDS, Level, Nuisances, displaced_leads, warped_clock
+from ecgmeta.data.nuisances import KINDS, Level, Nuisances, additive, displaced_leads, warped_clock
 from ecgmeta.data.physiology import (
     CLASSES,
     PREVALENCE,
@@ -151,12 +153,40 @@ def test_an_additive_nuisance_has_its_recorded_size_and_spectrum(kind: str, colu
     if kind == "motion":
         assert power_above(noise, 500, 15.0) < 0.05
     if kind == "muscle":
-        assert power_above(noise, 500, 20.0) > 0.8
-        assert power_above(noise, 500, 200.0) < power_above(noise, 500, 20.0) / 3
+        assert power_above(noise, 500, 20.0) > 0.7
+        assert power_above(noise, 500, 100.0) < 0.02
     if kind == "white":
         assert power_above(noise, 500, 125.0) == pytest.approx(0.5, abs=0.02)
     if kind == "powerline":
         assert power_above(noise, 500, 49.5) - power_above(noise, 500, 50.5) > 0.95
+
+
+BANDS = ((0.5, 1), (1, 2), (2, 5), (5, 10), (10, 20), (20, 40), (40, 80), (80, 170))
+
+
+def band_shares(x: Floats, fs: float, low: float) -> Floats:
+    """Shares of the power above ``low`` Hz in each of BANDS, the mean over (traces, samples)."""
+    power = np.abs(np.fft.rfft((x - x.mean(axis=1, keepdims=True)) * np.hanning(x.shape[1]), axis=1)) ** 2
+    hz = np.fft.rfftfreq(x.shape[1], 1 / fs)
+    shares = [power[:, (hz >= max(a, low)) & (hz < b)].sum(axis=1) for a, b in BANDS]
+    return np.mean(shares / power[:, hz >= low].sum(axis=1), axis=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "record", "low"),
+    # The real muscle record holds wander too, and all of them drift slower than 0.5 Hz.
+    [("wander", "bw", 0.1), ("motion", "em", 0.5), ("muscle", "ma", 5.0)],
+)
+def test_noise_has_the_spectrum_of_the_real_noise_stress_test(
+    real_data: Path, kind: str, record: str, low: float
+) -> None:
+    stored = np.load(real_data / "nstdb/nstdb_noise_360hz_int16_200adu_per_mV.npz")[record]
+    real = band_shares(stored[:648000].T.reshape(-1, 3600).astype(np.float64), 360, low)
+    made = additive(kind, np.ones(64, np.float32), 3600, 360, 50, np.random.default_rng(0)).reshape(-1, 3600)
+    found = band_shares(made[np.square(made).mean(axis=1) > 1e-3], 360, low)
+    message = f"{found.round(3)}, expected {real.round(3)} in {BANDS}"
+    for share, wanted in zip(found, real, strict=True):
+        assert share < 0.05 if wanted < 0.04 else wanted / 3 < share < 3 * wanted, message
 
 
 def test_hum_at_or_above_half_the_rate_is_filtered_out_and_said_to_be_absent() -> None:
@@ -351,18 +381,67 @@ def test_impossible_nuisances_and_rhythms_are_refused() -> None:
         Rhythm(variability=-1.0)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_neurokit_recovers_the_heart_rate(clean: tuple[Floats, Floats, pd.DataFrame]) -> None:
+def neurokit_rate(record: Floats, fs: float = 500.0) -> float:
+    """Beats a minute by the mean RR of neurokit2's peaks, in the lead with the tallest R."""
     import neurokit2
 
-    x, _, meta = clean
-    errors = []
-    for i in range(24):
-        trace = neurokit2.ecg_clean(x[i, 1], sampling_rate=500)
-        peaks = neurokit2.ecg_peaks(trace, sampling_rate=500)[1]["ECG_R_Peaks"]
-        errors.append(abs(60 * 500 / np.diff(peaks).mean() / meta["heart_rate"][i] - 1))
-    assert np.mean(errors) < 0.02
+    tallest = INDEPENDENT[int(np.argmax(record[INDEPENDENT].max(axis=1)))]
+    trace = neurokit2.ecg_clean(record[tallest], sampling_rate=fs)
+    peaks = neurokit2.ecg_peaks(trace, sampling_rate=fs)[1]["ECG_R_Peaks"]
+    return float(60 * fs / np.diff(peaks).mean())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("fibrillation", [0.0, 1.0])
+def test_neurokit_recovers_the_heart_rate_in_every_class(fibrillation: float) -> None:
+    x, y, meta = simulate(128, fs=500, seed=9, nuisances=QUIET, rhythm=Rhythm(1.0, fibrillation, 0.0))
+    assert (meta["rhythm"] == "fibrillation").all() == (fibrillation == 1.0)
+    for label, name in enumerate(CLASSES):
+        rows = np.flatnonzero(y[:, label] == 1)[:8]
+        errors = [abs(neurokit_rate(x[row]) / meta["heart_rate"][row] - 1) for row in rows]
+        assert np.mean(errors) < 0.02, f"{name}: {np.round(errors, 3)}"
+
+
+def neurokit_qrs_ms(record: Floats, fs: float = 500.0) -> float:
+    """QRS duration by neurokit2: the longest over leads I, II, V5 and V6 of the median over beats.
+
+    Its method "prominence". "dwt" looks for a falling slope before R and a rising one after it, and where a lead has no q or
+    no s it takes those of P and T: in sinus rhythm without conduction trouble it gives 133 to 214 ms on average over leads of
+    the LUDB records (ten subjects) and 161 to 196 ms here; "cwt" finds bounds in half of those leads, and in fewer here.
+    """
+    import neurokit2
+
+    peaks = neurokit2.ecg_peaks(neurokit2.ecg_clean(record[1], sampling_rate=fs), sampling_rate=fs)[1]
+    widths = []
+    for lead in (0, 1, 10, 11):
+        trace = neurokit2.ecg_clean(record[lead], sampling_rate=fs)
+        waves = neurokit2.ecg_delineate(trace, peaks["ECG_R_Peaks"], sampling_rate=fs, method="prominence")[1]
+        span = np.subtract(waves["ECG_R_Offsets"], waves["ECG_R_Onsets"], dtype=float)
+        widths.append(np.nanmedian(span) * 1000 / fs)
+    return float(np.nanmax(widths))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_neurokit_finds_the_qrs_of_blocks_wider_on_average(
+    clean: tuple[Floats, Floats, pd.DataFrame],
+) -> None:
+    x, y, _ = clean
+    normal, blocked = (
+        np.array([neurokit_qrs_ms(x[row]) for row in np.flatnonzero(y[:, label] == 1)[:30]])
+        for label in (CLASSES.index("NORM"), CLASSES.index("CD"))
+    )
+    error = np.sqrt(normal.var() / len(normal) + blocked.var() / len(blocked))
+    assert blocked.mean() - normal.mean() > max(4.0, 3 * error)
+
+
+@pytest.mark.slow
+def test_ten_thousand_records_take_less_than_a_minute_of_one_core() -> None:
+    start = time.process_time()  # of all threads: an upper bound on one core's time
+    x, _, _ = simulate(2000)
+    assert len(x) == 2000
+    assert time.process_time() - start < 12
 
 
 def beat_features(x: Floats) -> Floats:

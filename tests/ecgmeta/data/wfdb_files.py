@@ -116,7 +116,7 @@ def reference(header: Path) -> NDArray[np.float32]:
         fmt, offset, wide = forms[mine[0]][0], forms[mine[0]][3], [forms[number][1] for number in mine]
         body = header.with_name(name).read_bytes()[offset:]
         first = lines[0].split()
-        frames = int(first[3]) if len(first) > 3 else len(body) * 8 // BITS[fmt] // sum(wide)
+        frames = int(first[3]) if len(first) > 3 else _count(fmt, len(body)) // sum(wide)
         flat = decode(fmt, body, frames * sum(wide))
         table = np.array(flat, dtype=np.int64).reshape(frames, sum(wide))
         start = 0
@@ -124,6 +124,14 @@ def reference(header: Path) -> NDArray[np.float32]:
             rows.append(_signal(table[:, start : start + count], fmt, forms[number][2], specs[number]))
             start += count
     return np.stack(rows).astype(np.float32)
+
+
+def _count(fmt: int, size: int) -> int:
+    """The most samples that `size` bytes hold."""
+    count = size * 8 // BITS[fmt]
+    while len(encode(fmt, [0] * count)) > size:
+        count -= 1
+    return count
 
 
 def _form(text: str) -> tuple[int, int, int, int]:
