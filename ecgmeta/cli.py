@@ -131,7 +131,10 @@ def data_cache(
 def data_audit(
     path: Annotated[Path, typer.Argument(help="Folder of recordings.")],
     kind: Annotated[
-        str, typer.Option(help="auto (PTB-XL and LUDB folders by their own reader), wfdb, ptbxl or ludb.")
+        str,
+        typer.Option(
+            help="auto (PTB-XL, LUDB and CODE-15% folders by their own reader), wfdb, ptbxl, ludb or code15."
+        ),
     ] = "auto",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for audit.json and audit.html.")] = Path(
         "audit"

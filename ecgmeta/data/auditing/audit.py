@@ -111,8 +111,8 @@ def audit(
 
     Args:
         data: a folder, or any dataset.
-        kind: for a folder: ``"auto"`` gives PTB-XL and LUDB folders anywhere below to their own sources and all other
-            headers to the plain WFDB reader; ``"wfdb"``, ``"ptbxl"``, ``"ludb"`` insist on one.
+        kind: for a folder: ``"auto"`` gives PTB-XL, LUDB and CODE-15% folders anywhere below to their own sources and
+            all other headers to the plain WFDB reader; ``"wfdb"``, ``"ptbxl"``, ``"ludb"``, ``"code15"`` insist on one.
         fs: for PTB-XL: read the 100 or the 500 Hz files; None reads both where both are there.
         rhythm: heart rate and quality are measured on at most this many recordings, evenly spaced; None means all.
         progress: told how far it is.

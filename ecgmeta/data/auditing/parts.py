@@ -18,11 +18,9 @@ from ecgmeta.data.load import RecordSource
 from ecgmeta.data.records import Record, read_header
 from ecgmeta.runtime.errors import InputError
 
-KINDS = ("auto", "wfdb", "ptbxl", "ludb")
-_MARKS = {
-    "ptbxl_database.csv": "ptbxl",
-    "ludb.csv": "ludb",
-}  # a folder with one of these is read by its own source
+KINDS = ("auto", "wfdb", "ptbxl", "ludb", "code15")
+# A folder with one of these is read by its own source.
+_MARKS = {"ptbxl_database.csv": "ptbxl", "ludb.csv": "ludb", "exams.csv": "code15"}
 
 
 @dataclass(eq=False)
@@ -75,8 +73,8 @@ def below(root: Path, kind: str, fs: float | None) -> list[Part]:
 
     Args:
         root: the folder.
-        kind: ``"auto"`` gives PTB-XL and LUDB folders anywhere below to their own sources and every other header to the
-            plain WFDB reader; the other kinds insist on one source at `root`.
+        kind: ``"auto"`` gives PTB-XL, LUDB and CODE-15% folders anywhere below to their own sources and every other header to
+            the plain WFDB reader; the other kinds insist on one source at `root`.
         fs: PTB-XL: the version to read, 100 or 500 Hz; None reads both where both are there.
 
     Raises:
@@ -110,12 +108,15 @@ def _special(root: Path) -> dict[Path, str]:
 
 
 def _sources(root: Path, folder: Path, kind: str, fs: float | None) -> list[Part]:
+    from ecgmeta.data.sources.code15 import CODE15Source
     from ecgmeta.data.sources.ludb import LUDBSource
     from ecgmeta.data.sources.ptbxl import PTBXLSource
 
     where = "" if folder == root else f"{folder.relative_to(root)}/"
     if kind == "ludb":
         return [_of_source(LUDBSource(folder), f"{where}LUDB", where, ())]
+    if kind == "code15":
+        return [_of_source(CODE15Source(folder), f"{where}CODE-15%", where, ())]
     rates = [fs] if fs is not None else [rate for rate in (100, 500) if (folder / f"records{rate}").is_dir()]
     out = []
     for number, rate in enumerate(rates or [100]):

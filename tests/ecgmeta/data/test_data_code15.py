@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from data_helpers import write_code15
 
-from ecgmeta.data import CODE15, PTBXL
+from ecgmeta.data import CODE15, PTBXL, audit
 from ecgmeta.data.sources.code15 import ABNORMALITIES, typical_peak_to_peak
 from ecgmeta.runtime.errors import InputError
 
@@ -39,6 +39,17 @@ def test_every_exam_has_its_own_tracing_without_the_zeros(ecg: np.ndarray, tmp_p
     assert data.meta["age"].tolist()[:2] == [40, 41]
     assert {"nn_predicted_age", "death", "timey", "normal_ecg", "AF"} <= set(data.meta.columns)
     assert any("unit" in line for line in data.notes)
+
+
+def test_an_audit_reads_code15_by_its_own_source(ecg: np.ndarray, tmp_path: Path) -> None:
+    spoiled = ecg[:6].copy()
+    spoiled[2, [4, 5]] = spoiled[2, [5, 4]]
+    write_code15(tmp_path / "code", spoiled)
+    found = audit(tmp_path, rhythm=0)
+    assert [part["name"] for part in found.summary["parts"]] == ["code/CODE-15%"]
+    wrong = [finding for finding in found.findings if finding.severity == "error"]
+    assert [(f.check, f.leads, len(f.records)) for f in wrong] == [("lead_order", ("aVL", "aVF"), 1)]
+    assert "102" in wrong[0].records[0]
 
 
 def test_parts_label_sets_and_the_cache(ecg: np.ndarray, tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def test_challenge_headers_of_both_spellings(real_data: Path) -> None:
     assert len(data) == 106
     assert len(data.skipped) == 5
     assert all("(flat)" in line and "JS" in line for line in data.skipped)
+    assert data.meta.attrs["skipped"] == data.skipped
     position = {name: i for i, name in enumerate(data.meta["record"])}
 
     def labels(record: str) -> set[str]:
