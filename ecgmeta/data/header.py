@@ -139,10 +139,11 @@ def _usual(text: str, where: Path) -> Usual | None:
     if not found or sum(map(len, chain.from_iterable(found))) + 5 * len(found) != len(rest):
         return None
     layout = _layout(tuple([(words[1], words[4]) for words in found]))
-    if layout is None or _CONTROL.search(text) or line.startswith("#"):
+    # A blank or commented first line is no record line, and a signal's file cannot begin as a comment does.
+    if layout is None or _CONTROL.search(text) or line.strip()[:1] in ("", "#"):
         return None
     files = {words[0] for words in found}
-    if len(files) > 1 or not plain_name(found[0][0]):
+    if len(files) > 1 or not plain_name(found[0][0]) or found[0][0].startswith("#"):
         return None
     n_signals, segments, fs, n_samples = _record_line(line, where)
     if segments is not None or n_signals != len(found) or not n_samples:

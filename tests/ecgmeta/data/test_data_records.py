@@ -121,6 +121,20 @@ def test_a_broken_header_is_one_line_that_names_the_field(
     assert str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize("first", ["", "   ", "# said first", " # indented"])
+def test_what_stands_before_the_record_line_does_not_matter(tmp_path: Path, first: str) -> None:
+    digital = sound_ecg(0.5)[:1]
+    path = write_record(tmp_path / "R", digital, leads=("I",), comments=())
+    plain = read_record(path)
+    header = path.with_suffix(".hea")
+    text = header.read_text()
+    header.write_text(f"{first}\n{text}")
+    np.testing.assert_array_equal(read_record(path).signal, plain.signal)
+    header.write_text(text.replace("R.dat 16", "#R.dat 16"))
+    with pytest.raises(InputError, match="signal lines: found 0, expected 1"):
+        read_record(path)
+
+
 def test_truncated_changed_and_missing_files(tmp_path: Path) -> None:
     path = write_record(tmp_path / "R", sound_ecg())
     data = path.with_name("R.dat")
