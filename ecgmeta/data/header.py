@@ -28,7 +28,8 @@ _FREQUENCY = re.compile(r"(\d+\.?\d*(?:[eE][+-]?\d+)?)(?:/.*)?$", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d{1,12}$", re.ASCII)
 # FILE, FORMAT to ADC ZERO, INITIAL, CHECKSUM, BLOCK SIZE and NAME.
 _USUAL = re.compile(r"(\S+) (\S+ \S+ \S+ \S+) ([+-]?\d{1,9}) (\d{1,9}|-\d{1,8}) (\S+ \S[^\r\n]*)\n", re.ASCII)
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029]")
+# Control characters, and every blank that str.split knows beside the two that part the fields.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 
 
 class SignalSpec(NamedTuple):
@@ -178,7 +179,7 @@ def _parse(text: str, where: Path) -> Header:
     for number, line in enumerate(lines):
         if found := _CONTROL.search(line):
             field = f"signal line {number}" if number else "record line"
-            raise InputError(where, field, f"the control character {found[0]!r}", "text")
+            raise InputError(where, field, f"the character {found[0]!r}", "text, parted by blanks")
     n_signals, segments, fs, n_samples = _record_line(lines[0], where)
     if segments is not None:
         parts = _segment_lines(lines[1:], segments, n_samples, where)

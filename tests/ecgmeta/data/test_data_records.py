@@ -106,6 +106,7 @@ def test_override_of_the_gain_ignores_the_header(tmp_path: Path) -> None:
         ("500 5000", "500 4000", "size: found 120000 bytes, expected 96000"),
         ("R.dat 16 ", "../R.dat 16 ", "plain file name"),
         (" 16 0 ", " 16 zero ", "integers in fields 4 to 8"),
+        ("1000/mV 16", "1000/mV\xa016", "found the character '\\xa0', expected text, parted by blanks"),
         ("R.dat 16 ", "R.dat 999 ", "format of signal I: found 999, expected one of 8, 16"),
     ],
 )
