@@ -25,9 +25,9 @@ _LEAST_GAIN = 1e-20  # adu a unit
 _GAIN = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?:\(([+-]?\d+)\))?(?:/(\S+))?$", re.ASCII)
 _FORMAT = re.compile(r"(\d{1,4})(?:x(\d{1,9}))?(?::(\d{1,9}))?(?:\+(\d{1,12}))?$", re.ASCII)
 _FREQUENCY = re.compile(r"(\d+\.?\d*(?:[eE][+-]?\d+)?)(?:/.*)?$", re.ASCII)
-_INTEGER = re.compile(r"[+-]?\d{1,12}$", re.ASCII)
+_INTEGER = re.compile(r"-?\d{1,12}$", re.ASCII)
 # FILE, FORMAT to ADC ZERO, INITIAL, CHECKSUM, BLOCK SIZE and NAME.
-_USUAL = re.compile(r"(\S+) (\S+ \S+ \S+ \S+) ([+-]?\d{1,9}) (\d{1,9}|-\d{1,8}) (\S+ \S[^\r\n]*)\n", re.ASCII)
+_USUAL = re.compile(r"(\S+) (\S+ \S+ \S+ \S+) (-?\d{1,9}) (\d{1,9}|-\d{1,8}) (\S+ \S[^\r\n]*)\n", re.ASCII)
 # Control characters, and every blank that str.split knows beside the two that part the fields.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 
@@ -292,6 +292,9 @@ def _signal_line(line: str, where: Path, number: int) -> SignalSpec:
         numbers = [_integer(text) for text in parts[3:8]]
     except ValueError:
         raise InputError(where, field, repr(line)[:200], "integers in fields 4 to 8") from None
+    for place, what in ((0, "resolution"), (4, "block size")):
+        if len(numbers) > place and numbers[place] < 0:
+            raise InputError(where, f"{field}, {what}", numbers[place], "0 or more")
     if not plain_name(parts[0]):
         raise InputError(where, f"{field}, file", repr(parts[0])[:80], "a plain file name beside the header")
     zero = numbers[1] if len(numbers) > 1 else 0

@@ -107,6 +107,8 @@ def test_override_of_the_gain_ignores_the_header(tmp_path: Path) -> None:
         ("R.dat 16 ", "../R.dat 16 ", "plain file name"),
         (" 16 0 ", " 16 zero ", "integers in fields 4 to 8"),
         ("1000/mV 16", "1000/mV\xa016", "found the character '\\xa0', expected text, parted by blanks"),
+        ("/mV 16 0", "/mV -16 0", "resolution: found -16, expected 0 or more"),
+        ("/mV 16 0", "/mV +16 0", "integers in fields 4 to 8"),
         ("R.dat 16 ", "R.dat 999 ", "format of signal I: found 999, expected one of 8, 16"),
     ],
 )
