@@ -74,6 +74,7 @@ def run(problem: Quadratic, state: MetaState, batches: Any, **settings: Any) -> 
 
 
 # With shared products θ answers a φ step one step later, so φ must be slower to settle.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phi_lr", "settings"),
     [(0.05, {}), (0.01, {"share": True, "accumulate": 2, "scaling": 0.3, "clip": 1.0})],

@@ -168,6 +168,7 @@ def test_constants_that_would_spoil_every_number_are_refused(mean: float, sd: fl
     assert torch.equal(layer.sd, torch.ones(3, 1))
 
 
+@pytest.mark.slow
 def test_odd_batches_of_narrow_networks_leave_memory_whole() -> None:
     # In a process of its own: oneDNN's weight gradient of a strided 1x1 convolution wrote outside its buffers here, which
     # ends a process at some later allocation, if at all.

@@ -108,6 +108,7 @@ def test_reading_a_source_in_windows_and_with_labels_makes_no_duplicates(tmp_pat
     assert not patients(cohort, "pretrain") & patients(cohort, "test")
 
 
+@pytest.mark.slow
 def test_other_labels_keep_the_test_patients_of_the_run(tmp_path: Path) -> None:
     write_pool(tmp_path / "a", 40)
     first = patients(load(configuration(tmp_path)), "test")

@@ -138,6 +138,7 @@ def test_a_finished_run_is_not_repeated(copy: Path) -> None:
     assert changed <= {"report.html"}
 
 
+@pytest.mark.slow
 def test_other_label_counts_are_added(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = results(copy)
     assert call("finetune", copy, "labels=30") == 0
@@ -151,6 +152,7 @@ def test_other_label_counts_are_added(copy: Path, capsys: pytest.CaptureFixture[
     assert "30 labelled recordings" in (copy / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_cells_of_other_settings_are_trained_again_and_never_mixed_in(copy: Path) -> None:
     cell = "finetune/synthetic_default-40-meta-full-0.npz"
     before = contents(copy)
