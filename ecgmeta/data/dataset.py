@@ -65,9 +65,7 @@ class ECGDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             raise InputError(source, "label_names", self.label_names, "different names")
         self.labels = _check_labels(labels, n, self.label_names, source)
         self.meta = standard_meta(meta, n, samples, fs=self.fs, source=source)
-        self.meta.attrs["skipped"] = list(
-            self.skipped
-        )  # so that a saved or shown table says what is not in it
+        self.meta.attrs["skipped"] = list(self.skipped)  # a table that travels alone says what it lacks
 
     @property
     def signals(self) -> NDArray[np.float32]:

@@ -87,15 +87,14 @@ class Layout:
     signals: tuple[SignalSpec, ...]
 
 
-@dataclass(frozen=True)
-class Usual:
+class Usual(NamedTuple):
     """A header as nearly all are: every field there, one blank between them, no comment, all signals in one file.
 
     Attributes:
         words: for each signal FILE, FORMAT to ADC ZERO, INITIAL, CHECKSUM, and BLOCK SIZE with NAME.
     """
 
-    path: Path
+    path: str
     fs: float
     n_samples: int
     layout: Layout
@@ -120,7 +119,7 @@ class Usual:
                 )
             ]
         )
-        return Header(self.path, self.fs, self.n_samples, signals, (), n_signals=len(signals))
+        return Header(Path(self.path), self.fs, self.n_samples, signals, (), n_signals=len(signals))
 
 
 def read_usual(path: str | Path) -> Usual | None:
@@ -133,7 +132,7 @@ def read_usual(path: str | Path) -> Usual | None:
     return _usual(_text(where), where)
 
 
-def _usual(text: str, where: Path) -> Usual | None:
+def _usual(text: str, where: str) -> Usual | None:
     line, _, rest = text.partition("\n")
     found = _USUAL.findall(rest)
     # Whatever the pattern leaves out makes the lengths differ: four blanks and a line end a signal.
@@ -157,14 +156,14 @@ def _layout(lines: tuple[tuple[str, str], ...]) -> Layout | None:
     """Of ("16 1000(0)/mV 16 0", "0 V6") and so on, checked once for all records that have it."""
     try:
         signals = [
-            _signal_line(f"x {start} 0 0 {end}", Path(), number) for number, (start, end) in enumerate(lines)
+            _signal_line(f"x {start} 0 0 {end}", "", number) for number, (start, end) in enumerate(lines)
         ]
     except InputError:  # said again, with the file's name
         return None
     return Layout(tuple(signals))
 
 
-def _parse(text: str, where: Path) -> Header:
+def _parse(text: str, where: str) -> Header:
     """Any header.
 
     Raises:
@@ -183,14 +182,14 @@ def _parse(text: str, where: Path) -> Header:
     n_signals, segments, fs, n_samples = _record_line(lines[0], where)
     if segments is not None:
         parts = _segment_lines(lines[1:], segments, n_samples, where)
-        return Header(where, fs, n_samples, (), comments, segments, parts, n_signals)
+        return Header(Path(where), fs, n_samples, (), comments, segments, parts, n_signals)
     if len(lines) - 1 != n_signals:
         raise InputError(where, "signal lines", len(lines) - 1, f"{n_signals}, as the first line says")
     signals = tuple(_signal_line(line, where, number) for number, line in enumerate(lines[1:]))
     # The layout of a multi-segment record has no samples of its own.
     if n_samples == 0 and any(spec.fmt for spec in signals):
         raise InputError(where, "number of samples", 0, "at least 1")
-    return Header(where, fs, n_samples, signals, comments, n_signals=n_signals)
+    return Header(Path(where), fs, n_samples, signals, comments, n_signals=n_signals)
 
 
 def plain_name(name: str) -> bool:
@@ -202,14 +201,15 @@ def plain_name(name: str) -> bool:
     )
 
 
-def _header_path(path: str | Path) -> Path:
-    where = Path(path)
-    if not where.name or "\0" in str(where):
-        raise InputError(repr(str(path)), "record", "no name of a file", "a WFDB record")
-    return where if where.suffix == ".hea" else where.with_name(where.name + ".hea")
+def _header_path(path: str | Path) -> str:
+    """A string, because a Path takes longer to make than a header to read."""
+    where = os.fspath(path)
+    if os.path.basename(where) in ("", ".", "..") or "\0" in where:
+        raise InputError(repr(where), "record", "no name of a file", "a WFDB record")
+    return where if where.endswith(".hea") else where + ".hea"
 
 
-def _text(where: Path) -> str:
+def _text(where: str) -> str:
     try:
         with open(where, "rb", opener=open_without_waiting) as file:
             found = os.fstat(file.fileno())
@@ -235,7 +235,7 @@ def open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _record_line(line: str, where: Path) -> tuple[int, int | None, float, int | None]:
+def _record_line(line: str, where: str) -> tuple[int, int | None, float, int | None]:
     """The first line: (signals, segments or None for a record of its own, Hz, samples or None)."""
     parts = line.split()
     name, slash, count = parts[0].partition("/")
@@ -256,7 +256,7 @@ def _record_line(line: str, where: Path) -> tuple[int, int | None, float, int | 
 
 
 def _segment_lines(
-    lines: list[str], segments: int, n_samples: int | None, where: Path
+    lines: list[str], segments: int, n_samples: int | None, where: str
 ) -> tuple[tuple[str, int], ...]:
     """NAME SAMPLES, one line a segment."""
     if len(lines) != segments:
@@ -277,7 +277,7 @@ def _segment_lines(
     return tuple(parts)
 
 
-def _signal_line(line: str, where: Path, number: int) -> SignalSpec:
+def _signal_line(line: str, where: str, number: int) -> SignalSpec:
     field = f"signal line {number + 1}"
     parts = line.split(None, 8)
     if len(parts) < 2:

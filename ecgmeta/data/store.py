@@ -69,6 +69,9 @@ class ScaledStore:
 
     def __init__(self, path: Path, units: NDArray[np.float32]) -> None:
         self.path, self.units = path, units
+        first = units.flat[0] if units.size else np.float32(1)
+        # One number for all, as where whole microvolts are stored, is divided by faster.
+        self._one = first if (units == first).all() else None
         self.array: NDArray[np.int16] = np.load(path, mmap_mode="r", allow_pickle=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -80,7 +83,7 @@ class ScaledStore:
 
     def take(self, rows: Rows) -> NDArray[np.float32]:
         out = np.asarray(self.array[rows], dtype=np.float32)
-        out /= self.units[rows][:, :, None]
+        out /= self.units[rows][:, :, None] if self._one is None else self._one
         return out
 
     def all(self) -> NDArray[np.float32]:

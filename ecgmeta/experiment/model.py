@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ def build_encoder(config: Experiment, cohort: Cohort, seed: int) -> ResNet1d:
             norm=config.encoder.norm,
             fs=config.data.fs,
             lead_names=cohort.pretrain.leads,
-            preprocess=preprocess(config.data).to_dict(),
+            preprocess=replace(preprocess(config.data), leads=cohort.pretrain.leads).to_dict(),
         )
     encoder.normalize.set(*global_moments(cohort))
     return encoder

@@ -99,7 +99,7 @@ class LongRecordsSource(RecordSource):
         return float("nan"), "unknown"
 
     def read(self, row: Any) -> Record:
-        return read_record(self.root / row.path, checksum=self.checksum)
+        return read_record(os.path.join(self.root, row.path), checksum=self.checksum)
 
     def window_labels(self, index: pd.DataFrame, windows: pd.DataFrame, length: float) -> Labels | None:
         if self.label_set == "none":

@@ -6,6 +6,7 @@ Kalyakulina et al., IEEE Access 8, 2020, doi 10.1109/ACCESS.2020.3029211.
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -59,7 +60,7 @@ class LUDBSource(RecordSource):
         return pd.DataFrame(rows, columns=["record", "path", "patient", "source", "age", "sex", "codes"])
 
     def read(self, row: Any) -> Record:
-        return read_record(self.root / row.path, units_per_mv=UNITS_PER_MV)
+        return read_record(os.path.join(self.root, row.path), units_per_mv=UNITS_PER_MV)
 
     def notes(self) -> list[str]:
         return [

@@ -5,6 +5,7 @@ Wagner et al., PTB-XL, a large publicly available electrocardiography dataset, S
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -95,7 +96,7 @@ class PTBXLSource(RecordSource):
         )
 
     def read(self, row: Any) -> Record:
-        return read_record(self.root / row.path)
+        return read_record(os.path.join(self.root, row.path))
 
     def labels(self, index: pd.DataFrame) -> tuple[NDArray[np.float32], tuple[str, ...]]:
         if self.label_set == "none":

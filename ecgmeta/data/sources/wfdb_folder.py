@@ -74,7 +74,7 @@ class WFDBSource(RecordSource):
         }
 
     def read(self, row: Any) -> Record:
-        return read_record(self.root / row.path, checksum=self.checksum)
+        return read_record(os.path.join(self.root, row.path), checksum=self.checksum)
 
     def labels(self, index: pd.DataFrame) -> tuple[NDArray[np.float32], tuple[str, ...]]:
         if self.label_set == "scored":
