@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ecgmeta.data.labels import multi_hot, snomed_labels
 from ecgmeta.data.load import Fail, LoadOptions, RecordSource, SourceDataset
-from ecgmeta.data.records import Record, read_header, read_record
+from ecgmeta.data.records import Header, Record, read_header, read_record
 from ecgmeta.data.tables import as_age, as_sex
 from ecgmeta.runtime.errors import InputError
 
@@ -41,17 +41,25 @@ class WFDBSource(RecordSource):
             for name in names
             if name.endswith(".hea")
         )
-        rows: list[dict[str, Any]] = []
-        for path in paths:
+        rows: dict[str, dict[str, Any]] = {}
+        segments: set[str] = set()
+        errors: dict[str, InputError] = {}
+        for path in (path.removesuffix(".hea") for path in paths):
             try:
-                rows.append(self._row(path.removesuffix(".hea")))
+                header = read_header(self.root / path)
+                segments |= {os.path.join(os.path.dirname(path), name) for name, _ in header.parts}
+                rows[path] = self._row(path, header)
             except InputError as error:
-                fail(error)
+                errors[path] = error
+        # A segment is no record of its own; where it is broken, reading the whole says so.
+        for path, reason in errors.items():
+            if path not in segments:
+                fail(reason)
+        kept = [row for path, row in rows.items() if path not in segments]
         columns = ["record", "path", "patient", "source", "age", "sex", "codes", "reason_for_admission"]
-        return pd.DataFrame(rows, columns=columns)
+        return pd.DataFrame(kept, columns=columns)
 
-    def _row(self, path: str) -> dict[str, Any]:
-        header = read_header(self.root / path)
+    def _row(self, path: str, header: Header) -> dict[str, Any]:
         said: dict[str, str] = {}
         for comment in header.comments:
             if found := _COMMENT.match(comment):
@@ -87,15 +95,15 @@ class WFDBSource(RecordSource):
     def settings(self) -> dict[str, Any]:
         return {
             "checksum": self.checksum,
-            "index": 2,
-        }  # raised when the index holds more: it stands in the cache
+            "index": 3,  # raised when the index changes: it stands in the cache
+        }
 
 
 class WFDBFolder(SourceDataset):
     """A tree of WFDB records (``.hea`` with ``.mat`` or ``.dat``) as a dataset.
 
     Args:
-        root: the folder; every ``.hea`` below it is a record.
+        root: the folder; every ``.hea`` below it is a record, but for the segments of another one.
         fs: rate of the result, Hz.
         labels: ``"scored"``: the 26 scored diagnoses of the 2021 challenge from the ``Dx`` lines (`snomed.csv`'s order,
             equivalent codes as one); ``"all"``: every code of the tree, sorted; ``"none"``.

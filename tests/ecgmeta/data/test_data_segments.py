@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from wfdb_files import write_format
 
+from ecgmeta.data import WFDBFolder
 from ecgmeta.data.records import read_record
 from ecgmeta.runtime.errors import InputError
 
@@ -116,3 +117,16 @@ def test_segments_whose_leads_or_bytes_differ_are_refused(tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"s1.hea: checksum of signal lead0"):
         read_record(path)
     assert read_record(path, checksum=False).signal.shape == (3, 50)
+
+
+def test_a_folder_lists_the_whole_and_not_its_segments(tmp_path: Path) -> None:
+    write_parts(tmp_path / "a", (600, 500))
+    write_whole(tmp_path / "a", "s0 600\ns1 500", "m/2 3 250 1100")
+    write_parts(tmp_path / "b", (1100,))  # a record of the same name elsewhere is one of its own
+    leads = ("lead0", "lead1", "lead2")
+    data = WFDBFolder(tmp_path, fs=250, duration=4, leads=leads, labels="none")
+    assert data.meta["record"].tolist() == ["m", "s0"]
+    np.testing.assert_array_equal(data.signals[0], read_record(tmp_path / "a" / "m").signal[:, :1000])
+    (tmp_path / "a" / "s1.hea").write_text("nonsense\n")
+    with pytest.raises(InputError, match="s1"):
+        WFDBFolder(tmp_path, fs=250, duration=4, leads=leads, labels="none")
