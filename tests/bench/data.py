@@ -1,4 +1,4 @@
-"""What reading costs: the cache against wfdb record by record, on generated files in PTB-XL's layout.
+"""What reading costs: the cache against wfdb record by record, on generated files in PTB-XL's layout; and what simulating does.
 
 All rows read the same files, which the system has in memory. Three rounds, each row once a round; medians.
 """
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from ecgmeta.data import PTBXL, SyntheticCohort
 from ecgmeta.data.leads import STANDARD_LEADS
 
-BATCH, BATCHES = 256, 8
+BATCH, BATCHES, SIMULATED = 256, 8, 10_000
 
 
 def write_ptbxl(root: Path, n: int) -> None:
@@ -92,7 +92,11 @@ def run(n: int, rounds: int = 3) -> None:
         console.print(f"writing {n} records in PTB-XL's layout")
         write_ptbxl(root, n)
         seconds = _measure(root, Path(folder), n, rounds, console)
+    start = time.process_time()  # of all threads: an upper bound on one core's time
+    SyntheticCohort(SIMULATED, fs=100)
+    simulated = time.process_time() - start
     console.print(_table(seconds, n))
+    console.print(f"simulating {SIMULATED} records takes {simulated:.1f} s of one core (goal: 60)")
 
 
 def _measure(root: Path, folder: Path, n: int, rounds: int, console: Console) -> dict[str, float]:

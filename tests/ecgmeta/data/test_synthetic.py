@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -434,14 +433,6 @@ def test_neurokit_finds_the_qrs_of_blocks_wider_on_average(
     )
     error = np.sqrt(normal.var() / len(normal) + blocked.var() / len(blocked))
     assert blocked.mean() - normal.mean() > max(4.0, 3 * error)
-
-
-@pytest.mark.slow
-def test_ten_thousand_records_take_less_than_a_minute_of_one_core() -> None:
-    start = time.process_time()  # of all threads: an upper bound on one core's time
-    x, _, _ = simulate(2000)
-    assert len(x) == 2000
-    assert time.process_time() - start < 12
 
 
 def beat_features(x: Floats) -> Floats:

@@ -7,12 +7,12 @@ import io
 import json
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from page_tags import Page
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -22,29 +22,6 @@ from ecgmeta.data.auditing.audit import Audit
 from ecgmeta.report.audit import render_audit, tables, verdict, write_audit
 
 EVIL = "<script>alert('x')</script>[bold]&"
-
-
-class Page(HTMLParser):
-    """The tags of a page; every one must be closed in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.open: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture(scope="module")
