@@ -2,22 +2,161 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecgmeta.augment import functional
-from ecgmeta.augment.transforms import check_layout
+from ecgmeta.augment.functional import (
+    check_records,
+    displacement_statistics,
+    monotone_displacement,
+    random_displacement,
+    sample,
+)
+from ecgmeta.augment.functional.operation import wide
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.pretrained import Pretrained
 
 SHORTEST = 211
-"""Samples that four convolutions of 15 with stride 2 need."""
+"""Samples that the paper's four convolutions of 15 with stride 2, without padding, need."""
+NETWORK_HZ = 25.0
+"""Rate at which the default network reads a record: rate and amplitudes show; a quarter of the work at 100 Hz."""
+UNIT_SECONDS = 0.05
+"""SD of the displacement at magnitude 1, as the paper's at 100 Hz (5 samples)."""
+
+Self = TypeVar("Self", bound="Augmenter")
 
 
-class LearnedWarp(nn.Module, Pretrained):
+class Augmenter(nn.Module, Pretrained):
+    """Base of the learned augmenters: (batch, leads, samples) in mV in, the same out, and φ inside.
+
+    In ``eval()`` it is the identity. :meth:`from_pretrained` returns it ready to augment: in train mode, with the statistics
+    of its normalisation layers frozen, so that an example's augmentation does not depend on its batch.
+
+    Attributes:
+        leads: number of leads.
+        fs: rate in Hz at which it was learned.
+        input_fs: rate in Hz of the records it is given; see :meth:`at`.
+        lead_names: of the leads, in their order, where known.
+        mean, std: in mV; its network sees ``(x − mean)/std``.
+        generator: default source of noise.
+    """
+
+    def __init__(
+        self,
+        leads: int,
+        fs: float,
+        input_fs: float | None,
+        lead_names: Sequence[str] | None,
+        mean: float,
+        std: float,
+        generator: torch.Generator | None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        for field, value in (("fs", fs), ("input_fs", fs if input_fs is None else input_fs), ("std", std)):
+            if not 0 < value < math.inf:
+                raise InputError(name, field, value, "a number above 0")
+        if lead_names is not None and len(lead_names) != leads:
+            raise InputError(name, "lead_names", list(lead_names), f"{leads} names")
+        self.leads, self.fs, self.input_fs = leads, fs, input_fs or fs
+        self.lead_names = None if lead_names is None else tuple(lead_names)
+        self.mean, self.std, self.generator = mean, std, generator
+        self.frozen_statistics = False
+
+    @classmethod
+    def from_pretrained(cls: type[Self], *args: Any, fs: float | None = None, **kwargs: Any) -> Self:
+        """Load from a folder or hub id, ready to augment records at ``fs`` Hz (None: the rate it was saved for)."""
+        model = super().from_pretrained(*args, **kwargs)
+        model.frozen_statistics = True
+        return (model if fs is None else model.at(fs)).train()
+
+    def at(self: Self, fs: float, leads: Sequence[str] | None = None) -> Self:
+        """A copy for records at ``fs`` Hz: what it learned in seconds stays the same in seconds.
+
+        Args:
+            fs: sampling rate of the records in Hz.
+            leads: names of their leads, checked where the augmenter knows its own.
+
+        Raises:
+            InputError: other leads, or a parameter that cannot be converted (the message says which and why).
+        """
+        if leads is not None and self.lead_names is not None:
+            own, other = ([name.lower() for name in names] for names in (self.lead_names, leads))
+            if own != other:
+                raise InputError(type(self).__name__, "leads", list(leads), list(self.lead_names))
+        if not 0 < fs < math.inf:
+            raise InputError(type(self).__name__, "fs", fs, "a sampling rate in Hz")
+        converted = copy.deepcopy(self)
+        converted.input_fs = fs
+        # What save_pretrained writes: the converted augmenter is saved as such.
+        saved = self._hub_mixin_config if isinstance(self._hub_mixin_config, dict) else {}
+        converted._hub_mixin_config = {**saved, "input_fs": fs}
+        return converted
+
+    def train(self: Self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen_statistics:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def check(self, x: Tensor) -> None:
+        """Raise :class:`InputError` unless this augmenter can take x."""
+        check_records(type(self).__name__, x)
+        if x.shape[1] != self.leads:
+            raise InputError(type(self).__name__, "leads of x", x.shape[1], self.leads)
+
+    def resample(self, x: Tensor, fs: float) -> Tensor:
+        """x at ``fs`` Hz, for a network that learned there: averages where there are fewer samples, else lines between them."""
+        n = max(1, round(x.shape[-1] * fs / self.input_fs))
+        if n == x.shape[-1]:
+            return x
+        if x.shape[-1] % n == 0:  # twice as fast as pooling
+            return x.unflatten(-1, (n, -1)).mean(-1)
+        return F.adaptive_avg_pool1d(x, n) if n < x.shape[-1] else F.interpolate(x, size=n, mode="linear")
+
+
+class OpinionConv(nn.Conv1d):
+    """Torch's convolution of (batch, channels, 1, samples): half as much again as fast in channels-last layout."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(
+            input, self.weight.unsqueeze(2), self.bias, (1, *self.stride), (0, int(self.padding[0]))
+        )
+
+
+class OpinionNetwork(nn.Sequential):
+    """The paper's small network: four convolutions of 15 with stride 2, then an average over time.
+
+    Args:
+        leads: number of leads.
+        padded: pad the convolutions, so that any length passes (the paper does not).
+
+    Shapes: (batch, leads, samples) -> (batch, 32). Parameters have the names and shapes of one-dimensional layers.
+    """
+
+    def __init__(self, leads: int, *, padded: bool = True) -> None:
+        layers: list[nn.Module] = []
+        for channels in (leads, 32, 32, 32):
+            conv = OpinionConv(channels, 32, 15, stride=2, padding=7 if padded else 0)
+            layers += [conv, nn.BatchNorm2d(32), nn.ReLU()]
+        super().__init__(*layers)
+
+    def forward(self, input: Tensor) -> Tensor:
+        last = input.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        return super().forward(last).mean((-2, -1))
+
+
+class LearnedWarp(Augmenter):
     """The paper's learned time warp (Raghu et al., 2021, sec. 5): how much to warp is learned, per record and overall.
 
     ``x(t + d(t))`` with d drawn from noise scaled by ``m(x)·g²``, where ``m(x) = 2σ(linear(net(x)))`` is a small
@@ -25,15 +164,19 @@ class LearnedWarp(nn.Module, Pretrained):
 
     Args:
         leads: number of leads.
-        magnitude: initial g. 1 is gentle: SD 5 samples of 1,024, 0.05 % of steps fold back. The paper starts from 4 (see
-            :meth:`paper`): SD 85 samples, 40 % fold back, and the derivative through it is dominated by chaos.
-        fs: sampling rate in Hz of the records it learns on; kept with it, because d is in samples.
+        magnitude: initial g. At 1, d has an SD of 50 ms (``"monotone"``) or 5 samples (``"paper"``).
+        fs: sampling rate in Hz of the records it learns on.
+        variant: ``"monotone"`` never folds time (:func:`~ecgmeta.augment.functional.monotone_displacement`), and its network
+            reads the record at 25 Hz. ``"paper"`` is the paper's displacement and network: at g = 4, where the paper starts,
+            40 % of steps fold back and the derivative through it is dominated by chaos.
+        smoothness: correlation time of d in s (``"monotone"``).
+        mean, std: in mV; the network sees ``(x − mean)/std``.
+        lead_names: names of its leads, in order; kept with it.
+        input_fs: rate of the records it is given, where that is not ``fs``; see :meth:`at`.
         generator: default source of noise.
 
-    In ``eval()`` it is the identity. :meth:`from_pretrained` returns it ready to augment: in train mode, with the statistics
-    of its normalisation layers frozen, so that an example's augmentation does not depend on its batch.
-
-    Shapes: (batch, leads, samples) in, the same out; mV; any dtype and device. At least 211 samples.
+    Shapes: (batch, leads, samples) in, the same out; mV; any floating dtype and device. At least one second of record; 211
+    samples at ``fs`` for ``"paper"``. Magnitudes and positions are computed in float32 or wider.
     """
 
     def __init__(
@@ -42,34 +185,36 @@ class LearnedWarp(nn.Module, Pretrained):
         magnitude: float = 1.0,
         fs: float = 100.0,
         generator: torch.Generator | None = None,
+        *,
+        variant: Literal["monotone", "paper"] = "monotone",
+        smoothness: float = 0.25,
+        mean: float = 0.0,
+        std: float = 1.0,
+        lead_names: Sequence[str] | None = None,
+        input_fs: float | None = None,
     ) -> None:
-        super().__init__()
-        self.leads, self.fs, self.generator = leads, fs, generator
-        self.frozen_statistics = False
-        layers: list[nn.Module] = []
-        for channels in (leads, 32, 32, 32):
-            layers += [nn.Conv1d(channels, 32, 15, stride=2), nn.BatchNorm1d(32), nn.ReLU()]
-        self.net = nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten())
+        super().__init__(leads, fs, input_fs, lead_names, mean, std, generator)
+        if variant not in ("monotone", "paper"):
+            raise InputError("LearnedWarp", "variant", repr(variant), "'monotone' or 'paper'")
+        if not smoothness > 0:
+            raise InputError("LearnedWarp", "smoothness", smoothness, "a time in s")
+        self.variant, self.smoothness = variant, smoothness
+        self.net = OpinionNetwork(leads, padded=variant == "monotone")
         self.magnitude_layer = nn.Linear(32, 1)
         self.global_magnitude = nn.Parameter(torch.tensor([float(magnitude)]))
 
     @classmethod
     def paper(cls, **settings: Any) -> LearnedWarp:
-        """With the paper's initial global magnitude, 4."""
-        return cls(**{"magnitude": 4.0, **settings})
+        """The paper's: folding, and an initial global magnitude of 4."""
+        return cls(**{"magnitude": 4.0, "variant": "paper", **settings})
 
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> LearnedWarp:
-        """Load from a folder or hub id; ready to augment (see the class)."""
-        model = super().from_pretrained(*args, **kwargs)
-        model.frozen_statistics = True
-        return model.train()
-
-    def train(self, mode: bool = True) -> LearnedWarp:
-        super().train(mode)
-        if self.frozen_statistics:
-            self.net.eval()
-        return self
+    def check(self, x: Tensor) -> None:
+        super().check(x)
+        shortest = self.input_fs
+        if self.variant == "paper":
+            shortest = SHORTEST * self.input_fs / self.fs
+        if x.shape[-1] < shortest:
+            raise InputError("LearnedWarp", "samples of x", x.shape[-1], f"at least {math.ceil(shortest)}")
 
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The noise of one augmentation of ``x``: (batch, samples), standard normal.
@@ -77,25 +222,41 @@ class LearnedWarp(nn.Module, Pretrained):
         Drawn apart from its use, so that every derivative of one φ step sees the same augmentation.
         """
         shape = (x.shape[0], x.shape[-1])
-        return torch.randn(shape, generator=generator or self.generator, device=x.device, dtype=x.dtype)
+        return torch.randn(shape, generator=generator or self.generator, device=x.device, dtype=wide(x.dtype))
 
     def magnitude(self, x: Tensor) -> Tensor:
         """``m(x)·g²`` for each record: (batch, 1)."""
-        return 2 * torch.sigmoid(self.magnitude_layer(self.net(x))) * self.global_magnitude.square()
+        # In the parameters' precision, under autocast too: a magnitude in bfloat16 would jump in steps of half a per cent.
+        with torch.autocast(x.device.type, enabled=False):
+            seen = self.resample(
+                x.to(self.global_magnitude.dtype), self.fs if self.variant == "paper" else NETWORK_HZ
+            )
+            opinion = 2 * torch.sigmoid(self.magnitude_layer(self.net((seen - self.mean) / self.std)))
+            return opinion * self.global_magnitude.square()
+
+    def displacement(self, x: Tensor, noise: Tensor) -> Tensor:
+        """d for each record: (batch, samples), in samples of x."""
+        magnitude = self.magnitude(x).to(noise.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            if self.variant == "monotone":
+                return monotone_displacement(
+                    UNIT_SECONDS * magnitude, noise, fs=self.input_fs, smoothness=self.smoothness
+                )
+            # The paper's constants count samples, so d is made at the rate it was learned at, and then stretched.
+            n, ratio = x.shape[-1], self.input_fs / self.fs
+            own = random_displacement(magnitude, noise[:, : round(n / ratio)])
+            return own if ratio == 1 else ratio * F.interpolate(own.unsqueeze(1), n, mode="linear").squeeze(1)
 
     def forward(
         self, x: Tensor, noise: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """``x`` warped; ``noise`` from :meth:`draw`, drawn here where it is None."""
-        check_layout(x, "LearnedWarp")
-        if x.shape[1] != self.leads:
-            raise InputError("LearnedWarp", "leads of x", x.shape[1], self.leads)
+        self.check(x)
         if not self.training:
             return x
-        if x.shape[-1] < SHORTEST:
-            raise InputError("LearnedWarp", "samples of x", x.shape[-1], f"at least {SHORTEST}")
         noise = self.draw(x, generator) if noise is None else noise
-        return functional.warp(x, self.magnitude(x), noise=noise)
+        d = self.displacement(x, noise)
+        return sample(x, d + torch.arange(x.shape[-1], dtype=d.dtype, device=d.device))
 
     @torch.no_grad()
     def describe(self, x: Tensor, *, generator: torch.Generator | None = None) -> dict[str, float]:
@@ -103,21 +264,33 @@ class LearnedWarp(nn.Module, Pretrained):
 
         Uses the frozen statistics of the normalisation layers, and changes nothing.
         """
-        training = [(module, module.training) for module in self.modules()]
-        self.eval()
-        magnitude = self.magnitude(x)
-        displacement = functional.random_displacement(magnitude, self.draw(x, generator))
-        for module, was in training:
-            module.training = was
+        with evaluated(self):
+            magnitude = self.magnitude(x)
+            displacement = self.displacement(x, self.draw(x, generator))
         return {
             "global_magnitude": self.global_magnitude.item(),
             "magnitude_mean": float(magnitude.mean()),
             "magnitude_sd": float(magnitude.std(correction=0)),
-            **functional.displacement_statistics(displacement, self.fs),
+            **displacement_statistics(displacement, self.input_fs),
         }
 
     def __repr__(self) -> str:
-        return f"LearnedWarp(leads={self.leads}, fs={self.fs}, global_magnitude={self.global_magnitude.item():.3g})"
+        return (
+            f"LearnedWarp(leads={self.leads}, fs={self.fs}, variant={self.variant!r}, "
+            f"global_magnitude={self.global_magnitude.item():.3g})"
+        )
+
+
+@contextmanager
+def evaluated(module: nn.Module) -> Iterator[None]:
+    """Inside, ``module`` is in eval mode; afterwards each of its parts is as it was."""
+    training = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, was in training:
+            part.training = was
 
 
 def load_augmenter(folder: str | Path) -> LearnedWarp:

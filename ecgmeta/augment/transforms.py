@@ -12,18 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ecgmeta.augment import functional
-from ecgmeta.runtime.errors import InputError
-
-
-def check_layout(x: Tensor, name: str) -> None:
-    """Raise :class:`InputError` unless ``x`` looks like (batch, leads, samples).
-
-    More leads than samples is the other layout, (batch, samples, leads), in every real recording.
-    """
-    if x.ndim != 3 or x.shape[1] > x.shape[2]:
-        raise InputError(
-            name, "shape of x", tuple(x.shape), "(batch, leads, samples) with more samples than leads"
-        )
 
 
 class Transform(nn.Module):
@@ -39,7 +27,7 @@ class Transform(nn.Module):
         self.generator = generator
 
     def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        check_layout(x, type(self).__name__)
+        functional.check_records(type(self).__name__, x)
         return self.augment(x, generator or self.generator) if self.training else x
 
     def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ecgmeta.augment import LearnedWarp, functional
+from ecgmeta.augment import LearnedWarp
 from ecgmeta.experiment.cohort import Cohort
 from ecgmeta.experiment.config import ARMS
 from ecgmeta.experiment.run import Run
@@ -258,8 +258,8 @@ def _behaviour(warp: LearnedWarp, x: torch.Tensor, seed: int) -> tuple[dict[str,
     statistics = warp.describe(x, generator=generator)
     with torch.no_grad():
         noise = warp.draw(x, torch_generator(seed, "report"))
-        displacement = functional.random_displacement(warp.magnitude(x), noise)
-    return statistics, (displacement / warp.fs * 1000).flatten().numpy()
+        displacement = warp.displacement(x, noise)
+    return statistics, (displacement / warp.input_fs * 1000).flatten().numpy()
 
 
 def _examples(run: Run, cohort: Cohort) -> list[ViewPair]:

@@ -68,11 +68,11 @@ def test_warp_has_correct_first_and_second_derivatives_in_magnitude_and_signal()
     noise = _normal(2, 24, seed=2)
 
     def warp(x: Tensor, magnitude: Tensor) -> Tensor:
-        return functional.warp(x, magnitude, noise=noise)
+        return functional.paper_warp(x, magnitude, noise=noise)
 
     inputs = (
         _normal(2, 1, 24).requires_grad_(),
-        torch.tensor([[0.3], [0.7]], dtype=torch.float64, requires_grad=True),
+        torch.tensor([0.3, 0.7], dtype=torch.float64, requires_grad=True),
     )
     assert gradcheck(warp, inputs)
     assert gradgradcheck(warp, inputs)
@@ -132,8 +132,8 @@ def test_the_smoothing_kernel_is_scipys_filter_of_an_impulse(window: int) -> Non
 
 
 OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "warp": lambda x, m: functional.warp(
-        x, torch.full((len(x), 1), m, dtype=x.dtype), noise=_normal(len(x), x.shape[-1], dtype=x.dtype)
+    "warp": lambda x, m: functional.paper_warp(
+        x, torch.full((len(x),), m, dtype=x.dtype), noise=_normal(len(x), x.shape[-1], dtype=x.dtype)
     ),
     "white_noise": lambda x, m: functional.white_noise(
         x, torch.full((len(x), 1, 1), m, dtype=x.dtype), noise=_normal(*x.shape, seed=3, dtype=x.dtype)

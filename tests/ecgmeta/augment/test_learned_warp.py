@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -19,9 +20,11 @@ def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _warp(leads: int = 3, magnitude: float = 1.0, fs: float = 100.0) -> LearnedWarp:
+def _warp(
+    leads: int = 3, magnitude: float = 1.0, fs: float = 100.0, variant: Literal["monotone", "paper"] = "paper"
+) -> LearnedWarp:
     with seeded(0, "warp"):
-        return LearnedWarp(leads, magnitude, fs)
+        return LearnedWarp(leads, magnitude, fs, variant=variant)
 
 
 def _x(batch: int = 4, leads: int = 3, samples: int = 256, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -54,7 +57,7 @@ def test_the_magnitude_is_the_networks_opinion_times_the_square_of_the_global_on
     torch.testing.assert_close(warp.magnitude(x), 9 * opinion)
     assert warp.magnitude(x).shape == (4, 1)
     noise = warp.draw(x, _generator())
-    expected = functional.warp(x, warp.magnitude(x), noise=noise)
+    expected = functional.paper_warp(x, warp.magnitude(x)[:, 0], noise=noise)
     torch.testing.assert_close(warp(x, noise), expected)
 
 
@@ -170,7 +173,7 @@ def test_saving_and_loading_gives_the_same_bits_ready_to_augment(saved: Path) ->
     original.train()
     assert not torch.allclose(original(x[:2], noise[:2])[0], original(x, noise)[0], atol=1e-3)
     assert loaded.eval()(x) is x
-    assert not loaded.train().net.training
+    assert not loaded.train().net[1].training
 
 
 def test_saving_twice_replaces_and_leaves_nothing_beside(saved: Path) -> None:
@@ -180,7 +183,7 @@ def test_saving_twice_replaces_and_leaves_nothing_beside(saved: Path) -> None:
     assert [path.name for path in saved.parent.iterdir()] == ["augmenter"]
 
 
-def _refused(folder: str | Path, **settings: object) -> str:
+def _refused(folder: str | Path, **settings: Any) -> str:
     with pytest.raises(InputError) as caught:
         LearnedWarp.from_pretrained(folder, **settings)
     message = str(caught.value)
@@ -256,7 +259,9 @@ def test_an_unknown_argument_of_the_caller_is_refused(saved: Path) -> None:
 
 
 def test_its_text_names_what_matters() -> None:
-    assert repr(_warp(magnitude=1.5)) == "LearnedWarp(leads=3, fs=100.0, global_magnitude=1.5)"
+    assert (
+        repr(_warp(magnitude=1.5)) == "LearnedWarp(leads=3, fs=100.0, variant='paper', global_magnitude=1.5)"
+    )
 
 
 def test_every_route_to_the_second_derivatives_agrees_through_the_warp() -> None:

@@ -1,0 +1,196 @@
+"""The contract of an augmentation: what each one checks, draws and promises, in one place.
+
+An operation is a pure function ``op(x, magnitude, *, noise, ...)``: deterministic given its noise, differentiable in the
+magnitude and in x, dtype-preserving, and the identity at magnitude 0. :func:`operation` adds the checks that all share and
+lists it in :data:`OPERATIONS`, where modules find what to draw, what is moderate and which unit it has.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from ecgmeta.runtime.errors import InputError
+
+ELECTRODES = 9
+"""Of a 12-lead record: RA, LA, LL, V1..V6."""
+
+Function = TypeVar("Function", bound=Callable[..., Tensor])
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What one augmentation of a batch draws.
+
+    Args:
+        kind: standard normal, or uniform on [0, 1).
+        dims: shape behind the batch: numbers, or ``"leads"``, ``"samples"``, ``"bins"`` (of a real Fourier transform),
+            ``"electrodes"`` (9 for 12 leads, whose noise then obeys the limb-lead identities; else one a lead).
+    """
+
+    kind: Literal["normal", "uniform"]
+    dims: tuple[int | str, ...]
+
+    def shape(self, x: Tensor) -> tuple[int, ...]:
+        batch, leads, samples = x.shape
+        known: dict[int | str, int] = {
+            "leads": leads,
+            "samples": samples,
+            "bins": samples // 2 + 1,
+            "electrodes": ELECTRODES if leads == 12 else leads,
+        }
+        return (batch, *(known[dim] if isinstance(dim, str) else dim for dim in self.dims))
+
+    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Of x's device; of x's dtype, but at least float32."""
+        maker = torch.randn if self.kind == "normal" else torch.rand
+        return maker(self.shape(x), generator=generator, device=x.device, dtype=wide(x.dtype))
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What is known about an operation.
+
+    Attributes:
+        name: of the function in :mod:`ecgmeta.augment.functional`.
+        function: the operation without its checks.
+        noise: what it draws; None where the user supplies it.
+        unit: of the magnitude: ``"s"``, ``"mV"``, ``"degrees"``, or ``"1"`` for fractions and ratios.
+        typical: a moderate magnitude, from which learning may start.
+        limit: the largest magnitude that means anything; infinite where there is none.
+        per_lead: whether each lead may have its own magnitude.
+        identities: whether the limb-lead identities of x survive it (with one magnitude for all leads).
+        leads: exactly so many leads in the standard order are needed; 0: any.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    noise: Noise | None
+    unit: str
+    typical: float
+    limit: float
+    per_lead: bool
+    identities: bool
+    leads: int
+    timed: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "timed", "fs" in inspect.signature(self.function).parameters)
+
+    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The noise of one augmentation of x."""
+        if self.noise is None:
+            raise InputError(self.name, "noise", None, "recordings of noise, given by the caller")
+        return self.noise.draw(x, generator)
+
+    def apply(self, x: Tensor, magnitude: Tensor, noise: Tensor, fs: float, **settings: Any) -> Tensor:
+        """The function without the checks; ``magnitude`` broadcastable to (batch, leads, 1)."""
+        rate = {"fs": fs} if self.timed else {}
+        return self.function(x, magnitude, noise=noise, **rate, **settings)
+
+    def check(self, x: Tensor, magnitude: Tensor | float, noise: Tensor, **settings: Any) -> Tensor:
+        """The magnitude as the function takes it.
+
+        Raises:
+            InputError: naming the operation, what was found and what it expects.
+        """
+        check_records(self.name, x, self.leads)
+        if self.noise is not None and tuple(noise.shape) != self.noise.shape(x):
+            raise InputError(self.name, "shape of noise", tuple(noise.shape), self.noise.shape(x))
+        if self.timed and not 0 < settings.get("fs", math.nan) < math.inf:
+            raise InputError(self.name, "fs", settings.get("fs"), "the sampling rate of x in Hz")
+        shaped = self._shaped(x, torch.as_tensor(magnitude, dtype=x.dtype, device=x.device))
+        if not concretely(lambda: bool(((shaped >= 0) & (shaped <= self.limit)).all())):
+            worst = shaped.detach()[~((shaped >= 0) & (shaped <= self.limit))][0].item()
+            bounds = f"0 to {self.limit:g}" if self.limit < math.inf else "0 or more"
+            raise InputError(
+                self.name, "magnitude", f"{worst:.4g}", bounds + (f" {self.unit}" if self.unit != "1" else "")
+            )
+        return shaped
+
+    def _shaped(self, x: Tensor, magnitude: Tensor) -> Tensor:
+        batch, leads, _ = x.shape
+        if magnitude.ndim == 0:
+            return magnitude.view(1, 1, 1)
+        if magnitude.shape == (batch,):
+            return magnitude.view(batch, 1, 1)
+        lead_sizes = (1, leads) if self.per_lead else (1,)
+        if magnitude.ndim != 3 or not (
+            magnitude.shape[0] in (1, batch) and magnitude.shape[1] in lead_sizes and magnitude.shape[2] == 1
+        ):
+            each_lead = f" or {leads}" if self.per_lead else ""
+            wanted = f"one number, ({batch},), or (1 or {batch}, 1{each_lead}, 1)"
+            raise InputError(self.name, "shape of magnitude", tuple(magnitude.shape), wanted)
+        return magnitude
+
+
+OPERATIONS: dict[str, Operation] = {}
+"""Every operation by name."""
+
+
+def operation(
+    *,
+    noise: Noise | None,
+    unit: str,
+    typical: float,
+    limit: float = math.inf,
+    per_lead: bool = True,
+    identities: bool = True,
+    leads: int = 0,
+) -> Callable[[Function], Function]:
+    """Make a function an operation: its checks run before it, and :data:`OPERATIONS` lists it. See :class:`Operation`."""
+
+    def register(function: Function) -> Function:
+        name = function.__name__
+        spec = Operation(name, function, noise, unit, typical, limit, per_lead, identities, leads)
+        OPERATIONS[name] = spec
+
+        @wraps(function)
+        def checked(x: Tensor, magnitude: Tensor | float, *, noise: Tensor, **settings: Any) -> Tensor:
+            shaped = spec.check(x, magnitude, noise, **settings)
+            return function(x, shaped, noise=noise, **settings)
+
+        return cast(Function, checked)
+
+    return register
+
+
+def check_records(name: str, x: Tensor, leads: int = 0) -> None:
+    """Raise :class:`InputError` unless x is (batch, leads, samples) of finite numbers; with ``leads`` leads, if not 0.
+
+    More leads than samples is the other layout, (batch, samples, leads), in every real recording.
+    """
+    if x.ndim != 3 or x.shape[1] > x.shape[2]:
+        raise InputError(
+            name, "shape of x", tuple(x.shape), "(batch, leads, samples) with more samples than leads"
+        )
+    if leads and x.shape[1] != leads:
+        raise InputError(name, "leads of x", x.shape[1], f"{leads}: I, II, III, aVR, aVL, aVF, V1..V6")
+    if not x.is_floating_point():
+        raise InputError(name, "dtype of x", x.dtype, "floating point, in mV")
+    # One cheap pass; only a sum that is not finite (which may be an overflow) is worth the second.
+    if not concretely(lambda: bool(x.detach().sum().isfinite() or x.isfinite().all())):
+        row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
+        raise InputError(name, "samples of x", f"one that is not finite in record {row}", "finite mV")
+
+
+def concretely(question: Callable[[], bool]) -> bool:
+    """The answer where tensors have values; True while torch.compile traces or vmap batches, where they have none."""
+    if torch.compiler.is_compiling():
+        return True
+    try:
+        return question()
+    except RuntimeError:
+        return True
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """``dtype``, but at least float32: sample positions and Fourier transforms need it."""
+    return torch.promote_types(dtype, torch.float32)

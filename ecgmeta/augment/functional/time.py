@@ -1,0 +1,287 @@
+"""Operations on time: warps, shifts and zooms. All leads move together, so the limb-lead identities are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ecgmeta.augment.functional.operation import Noise, operation
+from ecgmeta.runtime.errors import InputError
+
+
+def sample(x: Tensor, positions: Tensor) -> Tensor:
+    """``x`` read at fractional sample positions by linear interpolation; 0 outside the record, NaN where a position is NaN.
+
+    Args:
+        x: (batch, leads, samples).
+        positions: (batch, samples) for all leads, or (batch, 1 or leads, samples), in samples; float32 or wider.
+
+    The values of ``grid_sample(align_corners=True, padding_mode="zeros")``, but exact at whole positions (that one loses
+    1e-4 samples on the way to coordinates in [−1, 1]), and with every derivative that the engine's routes take.
+    """
+    if x.shape[-1] < 2:
+        raise InputError("sample", "samples of x", x.shape[-1], "at least 2")
+    positions = positions.unsqueeze(1) if positions.ndim == 2 else positions
+    result: Tensor = _Sample.apply(x, positions)
+    return result
+
+
+class _Sample(torch.autograd.Function):
+    """``a·x[i] + b·x[i+1]``. Autograd's own chain would keep, and allocate, three more tensors of x's size."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, positions: Tensor) -> Tensor:
+        index, low, high = _neighbours(positions, x.shape[-1])
+        result = _read(x, index).mul_(_hat(low).to(x.dtype))
+        return result.addcmul_(_read(x, index + 1), _hat(high).to(x.dtype))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (gradient,) = gradients
+        x, positions = ctx.saved_tensors
+        of_x = of_positions = None
+        if ctx.needs_input_grad[0]:
+            index, low, high = _neighbours(positions, x.shape[-1])
+            of_x = _add(torch.zeros_like(x), index, gradient * _hat(low).to(x.dtype))
+            of_x = _add(of_x, index + 1, gradient * _hat(high).to(x.dtype))
+        if ctx.needs_input_grad[1]:
+            each = (gradient * _slope(x, positions)).to(positions.dtype)
+            of_positions = each if positions.shape[1] == x.shape[1] else each.sum(1, keepdim=True)
+        return of_x, of_positions
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        x, positions = ctx.saved_tensors
+        of_x, of_positions = tangents
+        total = torch.zeros_like(x)
+        if of_x is not None:
+            total = total + sample(of_x, positions)
+        if of_positions is not None:
+            total = total + _slope(x, positions) * of_positions.to(x.dtype)
+        return total
+
+
+def _neighbours(positions: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The left neighbour's index, 0 to n − 2, and the distances of each position from both neighbours, in samples."""
+    # NaN has no index, but it must come out as NaN, through the distance: a zero would hide that φ has diverged.
+    left = positions.detach().floor().clamp(0, n - 2).nan_to_num(0.0)
+    low = positions - left
+    return left.long(), low, low - 1
+
+
+def _hat(distance: Tensor) -> Tensor:
+    """A neighbour's weight. Whatever its index was clamped to, a sample or more away it weighs nothing."""
+    return (1 - distance.abs()).clamp(min=0)
+
+
+def _slope(x: Tensor, positions: Tensor) -> Tensor:
+    """The derivative of :func:`sample` in its positions; from the right where it has a kink."""
+    index, low, high = _neighbours(positions.detach(), x.shape[-1])
+    low, high = (
+        torch.where((d >= -1) & (d < 1), torch.where(d < 0, 1.0, -1.0), 0.0).to(x.dtype) for d in (low, high)
+    )
+    return low * _read(x, index) + high * _read(x, index + 1)
+
+
+def _read(x: Tensor, index: Tensor) -> Tensor:
+    return x.gather(-1, index.expand(-1, x.shape[1], -1))
+
+
+def _add(x: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    return x.scatter_add(-1, index.expand(-1, x.shape[1], -1), values)
+
+
+def integrate(velocity: Tensor, steps: int) -> Tensor:
+    """The displacement after unit time along a stationary velocity field, by scaling and squaring.
+
+    ``d₀ = velocity / 2^steps``, then ``d ← d + d∘(id + d)`` ``steps`` times (Arsigny et al., 2006).
+
+    Args:
+        velocity: (batch, samples), in samples.
+    """
+    grid = torch.arange(velocity.shape[-1], dtype=velocity.dtype, device=velocity.device)
+    displacement = velocity / 2**steps
+    for _ in range(steps):
+        displacement = displacement + sample(displacement.unsqueeze(1), grid + displacement).squeeze(1)
+    return displacement
+
+
+def random_displacement(
+    magnitude: Tensor, noise: Tensor, *, downsample: int = 4, steps: int = 5, window: int = 25
+) -> Tensor:
+    """The paper's random time displacement, in samples (Raghu et al., 2021, supplement; TaskAug's warp).
+
+    White noise times ``100·magnitude`` is down-sampled, integrated as a velocity field, brought back to full length and
+    smoothed by a truncated Gaussian. At ``magnitude`` 1 its SD is 5 of 1,024 samples and 0.05 % of steps fold back; at 16
+    (the paper's initial value) 85 samples and 40 %: not a diffeomorphism, and numerically chaotic.
+
+    Args:
+        magnitude: (batch, 1) or scalar; linear scale of the velocity.
+        noise: (batch, samples) standard normal.
+    """
+    n = noise.shape[-1]
+    coarse = F.interpolate((100 * magnitude * noise).unsqueeze(1), size=n // downsample, mode="linear")
+    displacement = integrate(coarse.squeeze(1) / downsample, steps)
+    fine = F.interpolate(downsample * displacement.unsqueeze(1), size=n, mode="linear")
+    return F.conv1d(fine, smoothing_kernel(window).to(fine), padding=window // 2).squeeze(1)
+
+
+def smoothing_kernel(window: int) -> Tensor:
+    """A Gaussian of σ = window//2 samples reflected into ``window`` samples, as the paper's filter; (1, 1, window)."""
+    half = window // 2
+    reach = torch.arange(-4 * half, 4 * half + 1, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (reach / max(half, 1)) ** 2)
+    # The impulse sits in the middle; mass beyond an edge is mirrored back (d c b a | a b c d | d c b a).
+    target = (reach.long() + half) % (2 * window)
+    target = torch.where(target < window, target, 2 * window - 1 - target)
+    kernel = torch.zeros(window, dtype=torch.float64).index_add(0, target, weights / weights.sum())
+    return kernel.view(1, 1, window)
+
+
+SLOWEST = 0.01
+"""Least speed of time under :func:`monotone_displacement` (before its mean is set to 1): rounding cannot fold it either."""
+
+
+def monotone_displacement(magnitude: Tensor, noise: Tensor, *, fs: float, smoothness: float = 0.25) -> Tensor:
+    """A random time displacement that never folds, in samples: d(t) with ``t + d(t)`` increasing and both ends fixed.
+
+    The local speed of time is positive by construction, a bounded function of a random curve u(t) over its mean:
+
+        1 + d'(t) = s(t) / mean(s),  s = 1 + (1 − ε) tanh(u/(1 − ε)),  u = magnitude · Σₖ aₖ cₖ (πk/T) cos(πkt/T),  a ~ N(0, 1)
+
+    with cₖ ∝ exp(−(πk·smoothness/T)²/4), so that for a small magnitude ``d = magnitude · Σ aₖ cₖ sin(πkt/T)``: away from the
+    ends a Gaussian process of SD ``magnitude`` and correlation ``exp(−Δt²/(2·smoothness²))``. Large magnitudes saturate: about
+    half of the record is hurried over at twice its speed, the rest all but stands still. ε is :data:`SLOWEST`.
+
+    Args:
+        magnitude: (batch, 1) or scalar, in s, ≥ 0.
+        noise: (batch, samples) standard normal, of which the first ``1.9 T/smoothness`` are used.
+        fs: sampling rate in Hz.
+        smoothness: correlation time in s. The paper's warp has about 0.1 s at 100 Hz, which bends QRS complexes; from about 1 s
+            on, beats keep their shape and only the rate wanders.
+    """
+    steps = noise.shape[-1] - 1
+    duration = steps / fs
+    # Harmonics whose amplitude is below 2e-4 of the first ones are left out.
+    count = max(1, min(steps, math.ceil(5.9 * duration / (math.pi * smoothness))))
+    k = torch.arange(1, count + 1, dtype=torch.float64, device=noise.device)
+    amplitude = torch.exp(-0.25 * (math.pi * k * smoothness / duration) ** 2)
+    # Away from the ends the squared sines average to 1/2, so d has SD 1 there.
+    amplitude = amplitude / (0.5 * amplitude.square().sum()).sqrt() / (1 - SLOWEST)
+    middles = (torch.arange(steps, dtype=torch.float64, device=noise.device) + 0.5) / steps
+    basis = (amplitude * math.pi * k / duration).unsqueeze(1) * torch.cos(math.pi * k.unsqueeze(1) * middles)
+    # Changes of speed, not speeds: exactly 0 at magnitude 0, and float32 keeps the small ones.
+    change = (1 - SLOWEST) * torch.tanh(magnitude * (noise[:, :count] @ basis.to(noise)))
+    mean = change.mean(-1, keepdim=True)
+    return F.pad(((change - mean) / (1 + mean)).cumsum(-1), (1, 0))
+
+
+@operation(noise=Noise("normal", ("samples",)), unit="s", typical=0.05)
+def time_warp(x: Tensor, magnitude: Tensor, *, noise: Tensor, fs: float, smoothness: float = 0.25) -> Tensor:
+    """Smooth random warp of time that never folds: ``x(t + d(t))`` with d from :func:`monotone_displacement`.
+
+    Args:
+        x: (batch, leads, samples), mV.
+        magnitude: SD of d in s, to first order.
+        noise: (batch, samples) standard normal.
+        fs: sampling rate in Hz.
+        smoothness: correlation time of d in s.
+    """
+    d = _per_row(lambda m, z: monotone_displacement(m, z, fs=fs, smoothness=smoothness), magnitude, noise)
+    return sample(x, d + torch.arange(x.shape[-1], dtype=d.dtype, device=d.device))
+
+
+@operation(noise=Noise("normal", ("samples",)), unit="1", typical=1.0)
+def paper_warp(
+    x: Tensor,
+    magnitude: Tensor,
+    *,
+    noise: Tensor,
+    downsample: int = 4,
+    steps: int = 5,
+    window: int = 25,
+) -> Tensor:
+    """The paper's random warp of time, which folds: ``x(t + d(t))`` with d from :func:`random_displacement`, in samples.
+
+    Args:
+        x: (batch, leads, samples), mV.
+        magnitude: the paper's ``m(x)·g²``; 1 displaces by 5 samples (SD), 16 by 85.
+        noise: (batch, samples) standard normal.
+        downsample, steps, window: of :func:`random_displacement`.
+    """
+    d = _per_row(
+        lambda m, z: random_displacement(m, z, downsample=downsample, steps=steps, window=window),
+        magnitude,
+        noise,
+    )
+    return sample(x, d + torch.arange(x.shape[-1], dtype=d.dtype, device=d.device))
+
+
+def _per_row(displace: Callable[[Tensor, Tensor], Tensor], magnitude: Tensor, noise: Tensor) -> Tensor:
+    """(batch, 1 or leads, samples) from a (1 or batch, 1 or leads, 1) magnitude: leads share the noise, not its strength."""
+    magnitude = magnitude.to(noise.dtype)
+    if magnitude.shape[1] == 1:
+        return displace(magnitude[:, 0], noise).unsqueeze(1)
+    return torch.stack([displace(lead, noise) for lead in magnitude.unbind(1)], dim=1)
+
+
+@operation(noise=Noise("uniform", (1, 1)), unit="s", typical=0.2)
+def time_shift(x: Tensor, magnitude: Tensor, *, noise: Tensor, fs: float) -> Tensor:
+    """The record moved by up to ``magnitude`` either way, by parts of a sample; 0 mV comes in at the ends.
+
+    ``x(t + magnitude·(2u − 1))``, u uniform: TaskAug's displacement (Raghu et al., CHIL 2022).
+
+    Args:
+        x: (batch, leads, samples), mV.
+        magnitude: largest shift in s.
+        noise: (batch, 1, 1) uniform.
+        fs: sampling rate in Hz.
+    """
+    shift = fs * magnitude.to(noise.dtype) * (2 * noise - 1)
+    return sample(x, shift + torch.arange(x.shape[-1], dtype=noise.dtype, device=x.device))
+
+
+@operation(noise=Noise("uniform", (2, 1)), unit="1", typical=0.3, limit=0.95)
+def random_resized_crop(x: Tensor, magnitude: Tensor, *, noise: Tensor) -> Tensor:
+    """A random stretch of the record brought back to full length: ``x(s + (1 − magnitude·u₁)·t)``, s uniform where it fits.
+
+    It slows every rhythm and widens every wave by ``1/(1 − magnitude·u₁)``, so it destroys labels that rate or durations
+    decide. The best single operation for PTB-XL in Mehari and Strodthoff (2022), who crop half to all of the record.
+
+    Args:
+        x: (batch, leads, samples), mV.
+        magnitude: largest share of the record that is cut away, 0 to 0.95.
+        noise: (batch, 2, 1) uniform.
+    """
+    cut = magnitude.to(noise.dtype) * noise[:, :1]
+    n = x.shape[-1]
+    start = cut * (n - 1) * noise[:, 1:]
+    return sample(x, start + (1 - cut) * torch.arange(n, dtype=noise.dtype, device=x.device))
+
+
+def displacement_statistics(displacement: Tensor, fs: float) -> dict[str, float]:
+    """What a displacement (batch, samples; in samples) does to time.
+
+    Returns:
+        ``sd_ms``: its standard deviation; ``folded``: share of steps where time runs backwards; ``outside``: share of
+        positions that leave the record.
+    """
+    n = displacement.shape[-1]
+    positions = displacement + torch.arange(n, device=displacement.device)
+    return {
+        "sd_ms": float(displacement.std()) / fs * 1000,
+        "folded": float((positions.diff(dim=-1) < 0).double().mean()) if n > 1 else math.nan,
+        "outside": float(((positions < 0) | (positions > n - 1)).double().mean()),
+    }
