@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -32,6 +33,23 @@ UNIT_SECONDS = 0.05
 """SD of the displacement at magnitude 1, as the paper's at 100 Hz (5 samples)."""
 
 Self = TypeVar("Self", bound="Augmenter")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Something an augmenter has learned, as a reader would want to see it.
+
+    Attributes:
+        group: where it belongs: a stage, an operation.
+        name: what it is.
+        unit: ``"ms"``, ``"mV"``, ``"1"``, ...; ``"share"`` for probabilities.
+        values: (n,), one a record (or a lead) where it depends on it, else one.
+    """
+
+    group: str
+    name: str
+    unit: str
+    values: Tensor
 
 
 class Augmenter(nn.Module, Pretrained):
@@ -108,6 +126,19 @@ class Augmenter(nn.Module, Pretrained):
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
         return self
+
+    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Any:
+        """Everything random about one augmentation of x, drawn apart from its use, so that every derivative of one φ step
+        sees the same augmentation."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, noise: Any = None, *, generator: torch.Generator | None = None) -> Tensor:
+        """``x`` augmented with ``noise`` from :meth:`draw`, drawn here where it is None; x itself in ``eval()``."""
+        raise NotImplementedError
+
+    def learned(self, x: Tensor) -> list[Learned]:
+        """What it has learned, on the records x (batch, leads, samples)."""
+        raise NotImplementedError
 
     def check(self, x: Tensor) -> None:
         """Raise :class:`InputError` unless this augmenter can take x."""
@@ -217,10 +248,7 @@ class LearnedWarp(Augmenter):
             raise InputError("LearnedWarp", "samples of x", x.shape[-1], f"at least {math.ceil(shortest)}")
 
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The noise of one augmentation of ``x``: (batch, samples), standard normal.
-
-        Drawn apart from its use, so that every derivative of one φ step sees the same augmentation.
-        """
+        """The noise of one augmentation of ``x``: (batch, samples), standard normal."""
         shape = (x.shape[0], x.shape[-1])
         return torch.randn(shape, generator=generator or self.generator, device=x.device, dtype=wide(x.dtype))
 
@@ -273,6 +301,15 @@ class LearnedWarp(Augmenter):
             "magnitude_sd": float(magnitude.std(correction=0)),
             **displacement_statistics(displacement, self.input_fs),
         }
+
+    @torch.no_grad()
+    def learned(self, x: Tensor) -> list[Learned]:
+        with evaluated(self):
+            magnitude = self.magnitude(x).flatten()
+        found = [Learned("time warp", "global magnitude g", "1", self.global_magnitude.detach())]
+        if self.variant == "monotone":
+            return [*found, Learned("time warp", "displacement, SD", "ms", 1000 * UNIT_SECONDS * magnitude)]
+        return [*found, Learned("time warp", "magnitude m(x)·g²", "1", magnitude)]
 
     def __repr__(self) -> str:
         return (
