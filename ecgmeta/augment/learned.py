@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
 from ecgmeta.augment.functional import (
@@ -23,6 +24,7 @@ from ecgmeta.augment.functional import (
 )
 from ecgmeta.augment.functional.operation import wide
 from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.files import read_json
 from ecgmeta.runtime.pretrained import Pretrained
 
 SHORTEST = 211
@@ -330,6 +332,16 @@ def evaluated(module: nn.Module) -> Iterator[None]:
             part.training = was
 
 
-def load_augmenter(folder: str | Path) -> LearnedWarp:
-    """The augmenter saved in a run's ``augmenter/`` folder."""
-    return LearnedWarp.from_pretrained(folder)
+def load_augmenter(source: str | Path, *, fs: float | None = None) -> Augmenter:
+    """The augmenter saved in a folder (a run's ``augmenter/``) or under a hub id, whichever class it is, at ``fs`` Hz."""
+    from ecgmeta.augment.policy import LearnedPolicy
+
+    config = Path(source, "config.json")
+    if not config.is_file() and not Path(source).is_dir():
+        try:
+            config = Path(hf_hub_download(str(source), "config.json"))
+        except (OSError, ValueError):  # LearnedWarp.from_pretrained says in one line what is wrong
+            return LearnedWarp.from_pretrained(source, fs=fs)
+    content = read_json(config) if config.is_file() else {}
+    policy = isinstance(content, dict) and "ops" in content
+    return (LearnedPolicy if policy else LearnedWarp).from_pretrained(source, fs=fs)

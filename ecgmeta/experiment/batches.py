@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ecgmeta.augment import LearnedWarp, Transform
+from ecgmeta.augment import Augmenter, Transform
 from ecgmeta.runtime.seeds import numpy_generator, torch_generator
 from ecgmeta.simclr import Views, draw_views
 
@@ -87,7 +87,7 @@ class SimCLRBatches:
         validation: ECGDataset | None,
         *,
         static: Transform | None,
-        augmenter: LearnedWarp | None,
+        augmenter: Augmenter | None,
         batch_size: int,
         hyper_batch_size: int,
         label_batch_size: int,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ecgmeta.augment import LearnedWarp
+from ecgmeta.augment import Augmenter, LearnedPolicy, score_surrogate
 from ecgmeta.encoders import ResNet1d
 from ecgmeta.runtime.errors import InputError
+from ecgmeta.simclr.nt_xent import record_losses
 from ecgmeta.simclr.views import Views
 
 
@@ -27,7 +28,7 @@ class SimCLR(nn.Module):
     def __init__(
         self,
         encoder: ResNet1d,
-        augmenter: LearnedWarp | None = None,
+        augmenter: Augmenter | None = None,
         *,
         temperature: float = 0.5,
         projection: int = 128,
@@ -40,10 +41,12 @@ class SimCLR(nn.Module):
         self.encoder, self.augmenter = encoder, augmenter
         width = encoder.num_features
         self.projector = SimCLRProjectionHead(width, width, projection, batch_norm=False)
-        self.loss = NTXentLoss(temperature=temperature)
+        self.temperature, self.loss = temperature, NTXentLoss(temperature=temperature)
 
     def forward(self, views: Views) -> Tensor:
         """NT-Xent of the two views of each record: a scalar. One forward pass serves both.
+
+        With a policy its value is the same and its derivative has the score of the policy's choices in it.
 
         Raises:
             InputError: an augmenter without the noise that makes its output a function of ``views``.
@@ -52,4 +55,11 @@ class SimCLR(nn.Module):
             raise InputError("SimCLR", "noise of views", None, "what draw_views draws for the augmenter")
         x = views.x if self.augmenter is None else self.augmenter(views.x, views.noise)
         first, second = self.projector(self.encoder(x)).chunk(2)
+        if isinstance(self.augmenter, LearnedPolicy) and self.augmenter.training:
+            losses, effects = record_losses(first, second, self.temperature)
+            now, drawn = (
+                value.view(2, -1).sum(0)
+                for value in (self.augmenter.log_prob(views.noise), views.noise.log_prob)
+            )
+            return score_surrogate(losses, now, drawn, effects)
         return self.loss(first, second)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ecgmeta.augment import LearnedWarp, Transform
+from ecgmeta.augment import Augmenter, Transform
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,13 @@ class Views:
     """
 
     x: Tensor
-    noise: Tensor | None = None
+    noise: Any = None
 
 
 def draw_views(
     x: Tensor,
     static: Transform | None,
-    augmenter: LearnedWarp | None = None,
+    augmenter: Augmenter | None = None,
     *,
     generator: torch.Generator | None = None,
 ) -> Views:
