@@ -33,6 +33,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m tests.bench data
+	$(BIN)/python -m tests.bench augment
 	$(BIN)/python -m tests.bench cost
 
 clean:

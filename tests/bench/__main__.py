@@ -1,5 +1,6 @@
 """`make bench`: what meta-learning costs, side by side in one run. Times are ratios first; machines differ.
 
+`python -m tests.bench augment`: what augmentation costs beside the constructions in use; the second part of `make bench`.
 `python -m tests.bench data`: what reading records costs; it is the first part of `make bench`.
 `python -m tests.bench quality`: how noisy v is from few labels, at equal time, for each fine-tuning head.
 """
@@ -8,14 +9,14 @@ from __future__ import annotations
 
 import argparse
 
-from tests.bench import data, pretraining, quality
+from tests.bench import augmentation, data, pretraining, quality
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", choices=("cost", "data", "quality"), default="cost")
+    parser.add_argument("what", nargs="?", choices=("augment", "cost", "data", "quality"), default="cost")
     parser.add_argument("--width", type=int, help="encoder width; 32 (the paper's) for cost, 8 for quality")
     cost = parser.add_argument_group("cost")
     cost.add_argument(
@@ -32,6 +33,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what == "quality":
         quality.run(arguments.width or 8)
+        return
+    if arguments.what == "augment":
+        augmentation.run()
         return
     if arguments.what == "data":
         data.run(arguments.records)
