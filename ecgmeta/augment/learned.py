@@ -153,8 +153,12 @@ class Augmenter(nn.Module, Pretrained):
         n = max(1, round(x.shape[-1] * fs / self.input_fs))
         if n == x.shape[-1]:
             return x
-        if x.shape[-1] % n == 0:  # twice as fast as pooling
-            return x.unflatten(-1, (n, -1)).mean(-1)
+        if x.shape[-1] % n == 0:  # several times as fast as pooling
+            factor = x.shape[-1] // n
+            total = x[..., ::factor]
+            for place in range(1, factor):
+                total = total + x[..., place::factor]
+            return total / factor
         return F.adaptive_avg_pool1d(x, n) if n < x.shape[-1] else F.interpolate(x, size=n, mode="linear")
 
 
