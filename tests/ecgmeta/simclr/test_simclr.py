@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecgmeta.augment import LearnedWarp, paper_static
+from ecgmeta.augment import Augmenter, LearnedPolicy, LearnedWarp, paper_static, score_surrogate
 from ecgmeta.encoders import create_encoder
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.seeds import seeded
 from ecgmeta.simclr import SimCLR, Views, draw_views
+from ecgmeta.simclr.nt_xent import record_losses
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -23,7 +24,7 @@ def _x(dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(4, 3, 220, generator=_generator(7), dtype=dtype)
 
 
-def _model(augmenter: LearnedWarp | None = None, temperature: float = 0.5) -> SimCLR:
+def _model(augmenter: Augmenter | None = None, temperature: float = 0.5) -> SimCLR:
     encoder = create_encoder("resnet18", leads=3, width=2, generator=_generator())
     with seeded(0, "projector"):
         return SimCLR(encoder, augmenter, temperature=temperature, projection=8)
@@ -145,3 +146,58 @@ def test_without_transforms_the_views_are_the_records_twice() -> None:
     views = draw_views(_x(), None)
     assert torch.equal(views.x, torch.cat([_x(), _x()]))
     assert views.noise is None
+
+
+def test_the_record_losses_are_nt_xents_and_their_effects_those_of_leaving_a_record_out() -> None:
+    z = torch.randn(2, 6, 5, generator=_generator(), dtype=torch.float64)
+    losses, effects = record_losses(z[0], z[1], 0.4)
+    assert losses.mean().item() == pytest.approx(_nt_xent(z[0], z[1], 0.4), rel=1e-9)
+    total = 6 * losses.mean()
+    for r in range(6):
+        others = [i for i in range(6) if i != r]
+        without = 5 * _nt_xent(z[0][others], z[1][others], 0.4)
+        assert effects[r].item() == pytest.approx(total.item() - without, rel=1e-9)
+
+
+def test_a_policys_choices_get_the_derivative_of_the_expected_loss() -> None:
+    """One gate, four records of two views: the exact sum over its 2⁸ outcomes against the mean of many draws."""
+    # Each view's projection untouched and augmented.
+    z = torch.randn(2, 8, 4, generator=_generator(1), dtype=torch.float64)
+    gate = torch.tensor(math.log(0.6 / 0.4), dtype=torch.float64, requires_grad=True)
+    expected: Tensor = torch.zeros(())
+    for outcome in range(2**8):
+        bits = torch.tensor([outcome >> i & 1 for i in range(8)])
+        views = z[bits, torch.arange(8)]
+        chance = torch.where(bits == 1, torch.sigmoid(gate), torch.sigmoid(-gate)).prod()
+        expected = expected + chance * record_losses(views[:4], views[4:], 0.5)[0].mean()
+    (exact,) = torch.autograd.grad(expected, gate)
+    found = []
+    for seed in range(3000):
+        bits = (torch.rand(8, generator=_generator(seed), dtype=torch.float64) < 0.6).long()
+        views = z[bits, torch.arange(8)]
+        losses, effects = record_losses(views[:4], views[4:], 0.5)
+        log_prob = torch.where(
+            bits == 1, torch.nn.functional.logsigmoid(gate), torch.nn.functional.logsigmoid(-gate)
+        )
+        surrogate = score_surrogate(
+            losses, log_prob.view(2, 4).sum(0), log_prob.detach().view(2, 4).sum(0), effects
+        )
+        found.append(float(torch.autograd.grad(surrogate, gate)[0]))
+    mean, error = float(torch.tensor(found).mean()), float(torch.tensor(found).std()) / math.sqrt(3000)
+    assert error < 0.1 * abs(exact)
+    assert abs(mean - exact) < 4 * error
+
+
+def test_simclr_adds_the_score_and_keeps_the_value() -> None:
+    with seeded(0, "policy"):
+        policy = LearnedPolicy(3, ops=("time_warp", "white_noise"), stages=1)
+    model = _model(policy)
+    views = draw_views(_x(), paper_static(), policy, generator=_generator())
+    loss = model(views)
+    plain = _model()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("augmenter.")})
+    torch.testing.assert_close(loss, plain(Views(policy(views.x, views.noise))))
+    loss.backward()
+    for name, parameter in policy.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
