@@ -142,6 +142,10 @@ class Augmenter(nn.Module, Pretrained):
         """What it has learned, on the records x (batch, leads, samples)."""
         raise NotImplementedError
 
+    def trace(self) -> dict[str, float]:
+        """A few numbers of φ that are worth a curve over training."""
+        raise NotImplementedError
+
     def check(self, x: Tensor) -> None:
         """Raise :class:`InputError` unless this augmenter can take x."""
         check_records(type(self).__name__, x)
@@ -307,6 +311,9 @@ class LearnedWarp(Augmenter):
             "magnitude_sd": float(magnitude.std(correction=0)),
             **displacement_statistics(displacement, self.input_fs),
         }
+
+    def trace(self) -> dict[str, float]:
+        return {"global_magnitude": self.global_magnitude.item()}
 
     @torch.no_grad()
     def learned(self, x: Tensor) -> list[Learned]:

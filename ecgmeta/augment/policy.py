@@ -278,13 +278,33 @@ class LearnedPolicy(Augmenter):
         return torch.cat([*parts, x[untouched]])[torch.cat([taken, untouched]).argsort()]
 
     @torch.no_grad()
+    def _chances(self) -> Tensor:
+        """(stages, operations): how often each is chosen."""
+        return (
+            self.logits.softmax(-1)
+            if self.selector == "sampled"
+            else torch.eye(self.stages, device=self.g.device)
+        )
+
+    @torch.no_grad()
+    def trace(self) -> dict[str, float]:
+        """For each operation, over stages: the chance that it happens at all, and its g² where it does."""
+        gates = torch.sigmoid(self.gate_logits).mean(-1) if hasattr(self, "gate_logits") else 1.0
+        happens = self._chances() * gates
+        g = self.g.square().mean(-1)
+        numbers = {}
+        for number, name in enumerate(self.ops):
+            numbers[f"chance of {name}"] = float(1 - (1 - happens[:, number]).prod())
+            if name != IDENTITY:
+                numbers[f"g² of {name}"] = float((g * happens)[:, number].sum() / happens[:, number].sum())
+        return numbers
+
+    @torch.no_grad()
     def learned(self, x: Tensor) -> list[Learned]:
         with evaluated(self):
             kinds = range(2 if self.magnitudes == "class" else 1)
             magnitudes = torch.cat([self.magnitude(x, torch.full((len(x),), kind)) for kind in kinds])
-        chances = (
-            self.logits.softmax(-1) if self.selector == "sampled" else torch.eye(self.stages, device=x.device)
-        )
+        chances = self._chances()
         gates = torch.sigmoid(self.gate_logits) if hasattr(self, "gate_logits") else torch.ones_like(self.g)
         found = []
         for stage in range(self.stages):

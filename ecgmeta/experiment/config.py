@@ -13,7 +13,7 @@ from ecgmeta.runtime.errors import InputError
 ARMS = {
     "meta": "SimCLR with augmentations learned by hypergradient",
     "simclr": "SimCLR with static augmentations",
-    "simclr_warp": "SimCLR with the warp at its initial magnitude, not learned",
+    "simclr_warp": "SimCLR with the augmenter as it starts, not learned",
 }
 BASELINES = {
     "none": "no pre-training: trained from scratch on the labels",
@@ -21,7 +21,12 @@ BASELINES = {
 }
 PROTOCOLS = ("full", "linear")
 ENCODERS = ("resnet18", "resnet34")  # as `ecgmeta.encoders.list_encoders`, which takes torch to ask
-WARP_SAMPLES = 211  # what the warp's four convolutions need
+WARP_SAMPLES = 211  # what the four convolutions of the paper's warp need
+AUGMENTERS = {
+    "warp": "a time warp that never folds",
+    "paper_warp": "the paper's warp",
+    "policy": "stages of operations, each with its chance and magnitude",
+}
 STAGES = ("pretrain", "finetune", "evaluate", "report")
 
 
@@ -70,12 +75,27 @@ class Encoder:
 
 
 @dataclass
+class Policy:
+    """`augment.augmenter=policy`; names and units of operations are those of `ecgmeta.augment.functional`."""
+
+    ops: list[str] = field(default_factory=lambda: ["time_warp", "white_noise", "time_shift", "identity"])
+    stages: int = 2
+    magnitude: str = "global"  # "lead": each lead its own; "network": each record its own
+    start: float = 0.5  # initial magnitudes, in units of the operations' typical ones
+    probability: float = 0.5  # initial probability that a chosen operation is applied
+
+
+@dataclass
 class Augment:
-    """Static pipeline (all arms) and the learned warp's start."""
+    """Static pipeline (all arms) and where the learned augmenter starts."""
 
     crop: float = 0.5  # longest zero crop, fraction of the record
     noise: float = 0.1  # white noise, fraction of a lead's SD
-    warp_magnitude: float = 1.0  # the paper starts at 4, where 40 % of time steps fold back
+    augmenter: str = "warp"  # what the meta arm learns: "warp", "paper_warp" or "policy"
+    warp_magnitude: float = (
+        1.0  # 1: SD 50 ms; the paper starts at 4, where 40 % of time steps of its own warp fold back
+    )
+    policy: Policy = field(default_factory=Policy)
 
 
 @dataclass
@@ -108,7 +128,9 @@ class Meta:
     damping: float = 0.0
     products: str = "double_backward"  # "low_precision" (bfloat16), "forward_over_reverse", or "cheapest": measured in the run
     lr: float = 1e-4  # φ, Adam
-    magnitude_lr: float = 0.03  # the warp's one global magnitude; 1 in the paper
+    magnitude_lr: float = (
+        0.03  # the warp's one global magnitude (1 in the paper); a policy's chances and magnitudes
+    )
     eps: float = 1e-8  # Adam's; hypergradients can be smaller than it
     accumulate: int = 1  # draws of batches and views that one φ step averages over
     control: str = "none"  # "random_walk": steps as long as φ's own, in random directions; a gain over it is what learning gave
@@ -184,6 +206,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "data.label_policy": ("benchmark", "paper"),
     "data.windows": ("first", "all"),
     "data.on_error": ("raise", "skip"),
+    "augment.augmenter": tuple(AUGMENTERS),
+    "augment.policy.magnitude": ("global", "lead", "network"),
     "accelerator": ("cpu", "cuda", "auto"),
 }
 _POSITIVE = (
@@ -258,6 +282,19 @@ def _check_training(config: Experiment) -> None:
     width = config.encoder.width
     grouped = config.encoder.norm == "batch" or width in (1, 2, 4) or width % 8 == 0
     _need(grouped, "encoder.width", width, "1, 2, 4 or a multiple of 8, where encoder.norm is group")
-    samples, arms = round(config.data.duration * config.data.fs), {config.pretrain.arm, *config.compare}
-    enough = samples >= WARP_SAMPLES or arms == {"simclr"}
-    _need(enough, "data.duration * data.fs", samples, f"{WARP_SAMPLES} samples or more, for the warp")
+    if {config.pretrain.arm, *config.compare} != {"simclr"}:
+        _check_augmenter(config)
+
+
+def _check_augmenter(config: Experiment) -> None:
+    samples = round(config.data.duration * config.data.fs)
+    kind, policy = config.augment.augmenter, config.augment.policy
+    shortest = {"paper_warp": WARP_SAMPLES, "warp": math.ceil(config.data.fs)}.get(kind, 2)
+    _need(samples >= shortest, "data.duration * data.fs", samples, f"{shortest} samples or more, for {kind}")
+    for key, value, ok, expected in (
+        ("stages", policy.stages, policy.stages > 0, "1 or more"),
+        ("ops", policy.ops, bool(policy.ops), "at least one operation"),
+        ("start", policy.start, 0 < policy.start < math.inf, "above 0: from 0 no gradient leads away"),
+        ("probability", policy.probability, 0 < policy.probability < 1, "between 0 and 1"),
+    ):
+        _need(ok, f"augment.policy.{key}", value, expected)

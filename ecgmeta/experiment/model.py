@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecgmeta.augment import LearnedWarp
+from ecgmeta.augment import Augmenter, LearnedPolicy, LearnedWarp
 from ecgmeta.bilevel import FeatureModuleProblem
 from ecgmeta.encoders import ResNet1d, create_encoder
 from ecgmeta.experiment.batches import Labelled
@@ -40,7 +41,7 @@ class Model:
 
     encoder: ResNet1d
     simclr: SimCLR
-    augmenter: LearnedWarp | None
+    augmenter: Augmenter | None
     problem: FeatureModuleProblem
 
 
@@ -70,6 +71,29 @@ def global_moments(cohort: Cohort) -> tuple[float, float]:
     return mean, (squares / count - mean**2) ** 0.5
 
 
+def build_augmenter(config: Experiment, encoder: ResNet1d) -> Augmenter:
+    """A fresh augmenter, for the encoder's leads and rate, whose network sees what the encoder sees."""
+    augment, normalize = config.augment, encoder.normalize  # one mean and SD for all leads, see build_encoder
+    shared: dict[str, Any] = {
+        "leads": encoder.leads,
+        "fs": config.data.fs,
+        "lead_names": encoder.lead_names,
+        "mean": float(normalize.mean.mean()),
+        "std": float(normalize.sd.mean()),
+    }
+    if augment.augmenter == "policy":
+        return LearnedPolicy(
+            ops=tuple(augment.policy.ops),
+            stages=augment.policy.stages,
+            magnitude=cast(Any, augment.policy.magnitude),
+            start=augment.policy.start,
+            probability=augment.policy.probability,
+            **shared,
+        )
+    variant = "paper" if augment.augmenter == "paper_warp" else "monotone"
+    return LearnedWarp(magnitude=augment.warp_magnitude, variant=cast(Any, variant), **shared)
+
+
 def build(config: Experiment, cohort: Cohort, arm: str) -> Model:
     """The networks of ``arm``. Equal seeds give every arm the same initial encoder."""
     seed = config.seed
@@ -77,7 +101,7 @@ def build(config: Experiment, cohort: Cohort, arm: str) -> Model:
     augmenter = None
     if arm in ("meta", "simclr_warp"):
         with seeded(seed, "augmenter"):
-            augmenter = LearnedWarp(encoder.leads, config.augment.warp_magnitude, config.data.fs)
+            augmenter = build_augmenter(config, encoder)
     with seeded(seed, "projection head"):
         simclr = SimCLR(
             encoder, augmenter, temperature=config.pretrain.temperature, projection=config.pretrain.projection

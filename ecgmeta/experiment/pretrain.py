@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ecgmeta.augment import LearnedWarp, paper_static
+from ecgmeta.augment import Augmenter, paper_static
 from ecgmeta.bilevel import (
     Adam,
     FinetuneFactor,
@@ -156,15 +156,19 @@ def _prepare(config: Experiment, cohort: Cohort, device: torch.device) -> _Train
     return _Training(model, batches, state, schedule, Unroll(config.meta.unroll, head), head, inverse)
 
 
-def _phi_optimizer(config: Experiment, augmenter: LearnedWarp | None) -> torch.optim.Optimizer:
+MAGNITUDES = ("global_magnitude", "g", "logits", "gate_logits")
+"""The few parameters of an augmenter that act on all records; they take larger steps than its network's weights."""
+
+
+def _phi_optimizer(config: Experiment, augmenter: Augmenter | None) -> torch.optim.Optimizer:
     if augmenter is None:
         raise ValueError("the meta arm has an augmenter")
-    rest = [p for p in augmenter.parameters() if p is not augmenter.global_magnitude]
-    groups = [
-        {"params": rest, "lr": config.meta.lr},
-        {"params": [augmenter.global_magnitude], "lr": config.meta.magnitude_lr},
-    ]
-    return torch.optim.Adam(groups, eps=config.meta.eps)
+    few: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
+    for name, parameter in augmenter.named_parameters():
+        (few if name in MAGNITUDES else rest).append(parameter)
+    groups = [{"params": rest, "lr": config.meta.lr}, {"params": few, "lr": config.meta.magnitude_lr}]
+    return torch.optim.Adam([group for group in groups if group["params"]], eps=config.meta.eps)
 
 
 def metaft(config: Experiment, cohort: Cohort) -> tuple[ECGDataset, ECGDataset]:
@@ -241,7 +245,7 @@ def _logged(report: Report, training: _Training, seconds: float) -> dict[str, An
         values["skipped"] = report.skipped
         values["solver"] = report.hyper.inverse.result.name.lower()
     if training.model.augmenter is not None:
-        values["global_magnitude"] = float(training.model.augmenter.global_magnitude.detach())
+        values |= training.model.augmenter.trace()
     return values
 
 

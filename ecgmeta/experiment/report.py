@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ecgmeta.augment import LearnedWarp
+from ecgmeta.augment import LearnedWarp, load_augmenter
 from ecgmeta.experiment.cohort import Cohort
 from ecgmeta.experiment.config import ARMS
 from ecgmeta.experiment.run import Run
@@ -189,6 +189,15 @@ def _curves(logs: dict[str, list[dict[str, Any]]]) -> list[Curve]:
         Curve("Norm of the hypergradient", step, "norm", series(("hyper", "norm")), log_y=True),
         Curve("Global warp magnitude", step, "magnitude", series(("global_magnitude",))),
     ]
+    # A policy's, arm by arm: its operations are the lines.
+    for arm, lines in logs.items():
+        for title, start, y in (
+            ("Chance that an operation is applied", "chance of ", "share"),
+            ("Magnitude, in units of the operation's typical one", "g² of ", "g²"),
+        ):
+            keys = [key for key in (lines[-1] if lines else {}) if key.startswith(start)]
+            found = {key.removeprefix(start): series((key,), [arm])[arm] for key in keys}
+            curves.append(Curve(f"{title}: {arm}", step, y, found))
     return [curve for curve in curves if curve.series]
 
 
@@ -199,57 +208,52 @@ def _at(line: dict[str, Any], path: tuple[str, ...]) -> Any:
     return value
 
 
-def _load_warps(run: Run) -> tuple[LearnedWarp, LearnedWarp] | None:
+def _augmenter(run: Run, cohort: Cohort) -> AugmenterSummary | None:
     if not (run.augmenter.is_dir() and run.augmenter_before.is_dir()):
         return None
-    return LearnedWarp.from_pretrained(run.augmenter_before), LearnedWarp.from_pretrained(run.augmenter)
-
-
-def _augmenter(run: Run, cohort: Cohort) -> AugmenterSummary | None:
-    warps = _load_warps(run)
-    if warps is None:
-        return None
     x = cohort.pretrain[slice(0, 256)][0]
-    before, after = (_behaviour(warp, x, run.config.seed) for warp in warps)
+    before, after = (load_augmenter(folder) for folder in (run.augmenter_before, run.augmenter))
+    how = "learned by hypergradient" if run.arm == "meta" else "not learned in this arm"
+    signal = f" The hypergradient {run.info['signal']}." if "signal" in run.info else ""
+    if isinstance(before, LearnedWarp) and isinstance(after, LearnedWarp):
+        return _warp(before, after, x, run.config.seed, how, signal)
+    rows = []
+    for then, now in zip(before.learned(x), after.learned(x), strict=True):
+        means = (float(then.values.mean()), float(now.values.mean()))
+        rows.append(Parameter(f"{now.group}: {now.name}", now.unit if now.unit != "1" else "", *means))
+    about = "Each record gets one operation a stage; magnitudes are means over the first 256 recordings."
+    return AugmenterSummary(f"Learned policy ({how})", rows, [], about + signal)
+
+
+def _warp(
+    before: LearnedWarp, after: LearnedWarp, x: torch.Tensor, seed: int, how: str, signal: str
+) -> AugmenterSummary:
+    found = [_behaviour(warp, x, seed) for warp in (before, after)]
     units = {
         "sd_ms": ("SD of the time displacement", "ms"),
         "folded": ("steps where time runs backwards", "share"),
-    }
-    units |= {
         "outside": ("positions outside the record", "share"),
         "magnitude_mean": ("magnitude m(x)·g², mean", ""),
-    }
-    units |= {
         "magnitude_sd": ("magnitude m(x)·g², SD over records", ""),
         "global_magnitude": ("global magnitude g", ""),
     }
-    parameters = [Parameter(name, unit, before[0][key], after[0][key]) for key, (name, unit) in units.items()]
-    limit = float(np.quantile(np.abs(np.concatenate([before[1], after[1]])), 0.995)) or 1.0
+    parameters = [
+        Parameter(name, unit, found[0][0][key], found[1][0][key]) for key, (name, unit) in units.items()
+    ]
+    displacements = {name: values for name, (_, values) in zip(("before", "after"), found, strict=True)}
+    limit = float(np.quantile(np.abs(np.concatenate(list(displacements.values()))), 0.995)) or 1.0
     edges = np.linspace(-limit, limit, 61)
-    counts = {
-        name: np.histogram(values, edges)[0].tolist()
-        for name, values in (("before", before[1]), ("after", after[1]))
-    }
-    learned = "learned by hypergradient" if run.arm == "meta" else "not learned in this arm"
+    counts = {name: np.histogram(values, edges)[0].tolist() for name, values in displacements.items()}
+    caption = "Over the first 256 pre-training recordings."
     about = (
         "A displacement shifts each instant of all leads alike: waves come earlier or later, longer or shorter, "
         "so heart rate and intervals change while amplitudes stay."
     )
-    if "signal" in run.info:
-        about += f" The hypergradient {run.info['signal']}."
     return AugmenterSummary(
-        f"Learned time warp ({learned})",
+        f"Learned time warp ({how})",
         parameters,
-        [
-            Histogram(
-                "Time displacement",
-                "ms",
-                edges.tolist(),
-                counts,
-                "Over the first 256 pre-training recordings.",
-            )
-        ],
-        about,
+        [Histogram("Time displacement", "ms", edges.tolist(), counts, caption)],
+        about + signal,
     )
 
 
@@ -264,9 +268,9 @@ def _behaviour(warp: LearnedWarp, x: torch.Tensor, seed: int) -> tuple[dict[str,
 
 def _examples(run: Run, cohort: Cohort) -> list[ViewPair]:
     """Three test recordings and a learned view of each: one of each of the first labels where there are labels."""
-    warps = _load_warps(run)
-    if warps is None:
+    if not run.augmenter.is_dir():
         return []
+    augmenter = load_augmenter(run.augmenter)
     test = cohort.test
     firsts = [
         int(np.argmax(test.labels[:, c])) for c in range(test.labels.shape[1]) if test.labels[:, c].any()
@@ -274,7 +278,7 @@ def _examples(run: Run, cohort: Cohort) -> list[ViewPair]:
     rows = list(dict.fromkeys(itertools.chain(firsts, range(len(test)))))[:3]
     x, y = test[rows]
     with torch.no_grad():
-        views = warps[1](x, generator=torch_generator(run.config.seed, "report examples"))
+        views = augmenter(x, generator=torch_generator(run.config.seed, "report examples"))
     pairs = []
     for place, row in enumerate(rows):
         names = [name for name, on in zip(test.label_names, y[place].tolist(), strict=True) if on]

@@ -57,10 +57,10 @@ def _opinion(state: dict[str, Tensor], x: Tensor) -> Tensor:
     """The paper's network by torch's functions, in eval mode."""
     for place in (0, 3, 6, 9):
         x = F.conv1d(x, state[f"net.{place}.weight"], state[f"net.{place}.bias"], stride=2)
-        norm = [
+        mean, variance, weight, bias = (
             state[f"net.{place + 1}.{name}"] for name in ("running_mean", "running_var", "weight", "bias")
-        ]
-        x = F.batch_norm(x, *norm).relu()
+        )
+        x = F.batch_norm(x, mean, variance, weight, bias).relu()
     return 2 * torch.sigmoid(
         F.linear(x.mean(-1), state["flow_mag_layer.weight"], state["flow_mag_layer.bias"])
     )
