@@ -45,13 +45,27 @@ def the_own_source_is_twelve_leads_and_names_the_broken_file(lines: list[str]) -
     assert "11 x 2 leads" in lines[-1]
 
 
+def every_record_may_be_augmented_and_epochs_differ(lines: list[str]) -> None:
+    changed = [re.findall(r"(\d+) changed, by (\d\.\d{3})", line)[0] for line in lines]
+    assert all(int(count) > 24 for count, _ in changed)
+    assert changed[0] != changed[1]
+
+
+def the_loss_falls(lines: list[str]) -> None:
+    losses = [float(line.split()[-1]) for line in lines]
+    assert losses[-1] < losses[0] - 0.05
+
+
 ENDS: dict[str, Callable[[list[str]], None]] = {
     "01_engine": wrong_examples_end_with_smaller_weights,
     "03_feature_penalties": a_penalty_a_feature_beats_one_for_all,
     "04_learned_rotation": the_rotation_is_found_and_helps,
     "05_your_own_source": the_own_source_is_twelve_leads_and_names_the_broken_file,
+    "07_in_a_dataloader": every_record_may_be_augmented_and_epochs_differ,
+    "08_in_lightly": the_loss_falls,
+    "09_in_lightning": the_loss_falls,
 }
-SLOW = {"04_learned_rotation"}
+SLOW = {"04_learned_rotation", "08_in_lightly", "09_in_lightning"}
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from ecgmeta.augment.importers import load_checkpoint
 from ecgmeta.augment.learned import Augmenter, Learned, LearnedWarp, load_augmenter
 from ecgmeta.augment.policy import LearnedPolicy, score_surrogate
+from ecgmeta.augment.records import OnRecord
 from ecgmeta.augment.transforms import Compose, Transform, TwoViews, WhiteNoise, ZeroCrop, paper_static
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Learned",
     "LearnedPolicy",
     "LearnedWarp",
+    "OnRecord",
     "Transform",
     "TwoViews",
     "WhiteNoise",

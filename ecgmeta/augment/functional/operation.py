@@ -93,7 +93,12 @@ class Operation:
     def apply(self, x: Tensor, magnitude: Tensor, noise: Tensor, fs: float, **settings: Any) -> Tensor:
         """The function without the checks; ``magnitude`` broadcastable to (batch, leads, 1)."""
         rate = {"fs": fs} if self.timed else {}
-        return self.function(x, magnitude, noise=noise, **rate, **settings)
+        return self.run(x, magnitude, noise=noise, **rate, **settings)
+
+    def run(self, x: Tensor, magnitude: Tensor, **settings: Any) -> Tensor:
+        """The function, in the precision of its arguments: autocast would round positions to whole samples."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.function(x, magnitude, **settings)
 
     def check(self, x: Tensor, magnitude: Tensor | float, noise: Tensor, **settings: Any) -> Tensor:
         """The magnitude as the function takes it.
@@ -155,7 +160,7 @@ def operation(
         @wraps(function)
         def checked(x: Tensor, magnitude: Tensor | float, *, noise: Tensor, **settings: Any) -> Tensor:
             shaped = spec.check(x, magnitude, noise, **settings)
-            return function(x, shaped, noise=noise, **settings)
+            return spec.run(x, shaped, noise=noise, **settings)
 
         return cast(Function, checked)
 

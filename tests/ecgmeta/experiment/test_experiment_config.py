@@ -68,8 +68,10 @@ def test_the_defaults_are_in_range() -> None:
             "labels=4",
             "data.train_folds=[1]",
             "data.test_folds=[10]",
-            "data.duration=2",
+            "data.duration=0.5",
         ),
+        *("augment.augmenter=wrap", "augment.policy.magnitude=class", "augment.policy.start=0"),
+        *("augment.policy.ops=[]", "augment.policy.stages=0", "augment.policy.probability=1"),
     ],
 )
 def test_values_out_of_range_are_named(override: str) -> None:
@@ -85,7 +87,7 @@ def test_values_out_of_range_are_named(override: str) -> None:
     [
         ["encoder.norm=group", "encoder.width=12"],
         ["data.train_folds=[1,2]", "data.test_folds=[2]"],
-        ["data.duration=2", "pretrain.arm=simclr", "compare=[simclr_warp]"],
+        ["data.duration=2", "pretrain.arm=simclr", "compare=[simclr_warp]", "augment.augmenter=paper_warp"],
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(overrides: list[str]) -> None:
