@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -290,3 +291,103 @@ def test_every_route_to_the_second_derivatives_agrees_through_the_warp() -> None
             errors.append(max(float((found[n] - expected[n]).abs().max()) for n in found))
     for coarse, fine in (errors[:2], errors[2:]):
         assert 3.5 < coarse / fine < 4.5  # second order
+
+
+@pytest.mark.parametrize("magnitude", [0.1, 1.0, 4.0, 100.0])
+def test_the_default_never_folds_however_strong_it_gets(magnitude: float) -> None:
+    found = _warp(magnitude=magnitude, variant="monotone").describe(_x(16), generator=_generator())
+    assert found["folded"] == 0
+    assert found["outside"] < 1e-3  # the ends are fixed, to rounding
+    if magnitude <= 1:
+        # 50 ms at m(x)·g² = 1, to first order; sixteen records of 2.5 s tell an SD to about a tenth.
+        assert found["sd_ms"] == pytest.approx(50 * found["magnitude_mean"], rel=0.3)
+    assert _warp(magnitude=magnitude, variant="monotone")(_x(), generator=_generator()).isfinite().all()
+
+
+def _smooth(n: int, fs: float) -> Tensor:
+    t = torch.arange(n, dtype=torch.float64) / fs
+    return torch.stack([torch.sin(2 * math.pi * 0.8 * t + phase) for phase in (0.0, 1.0, 2.0)]).unsqueeze(0)
+
+
+@pytest.mark.parametrize("variant", ["monotone", "paper"])
+def test_a_warp_at_another_rate_moves_a_record_by_the_same_time(
+    variant: Literal["monotone", "paper"],
+) -> None:
+    """At 400 Hz, the same record in four times as many samples: the same magnitudes and the same displacement in s."""
+    warp = _warp(variant=variant).double()
+    warp.magnitude_layer.weight.data.mul_(20)  # an opinion that depends on the record
+    warp.frozen_statistics = True
+    warp.train()
+    # The default fixes the first and last sample in time, the paper's counts samples.
+    n = 3997 if variant == "monotone" else 4000
+    x, fine = _smooth(1000, 100.0), _smooth(n, 400.0)
+    other = warp.at(400.0)
+    assert (other.fs, other.input_fs, warp.input_fs) == (100.0, 400.0, 100.0)
+    noise = warp.draw(x, _generator(1))
+    torch.testing.assert_close(other.magnitude(fine), warp.magnitude(x), rtol=0.02, atol=0)
+    d = warp.displacement(x, noise)
+    e = other.displacement(fine, torch.nn.functional.pad(noise, (0, n - 1000)))
+    inside = slice(50, 950)
+    # The magnitudes agree to 2 %, and the paper's stretched samples lie up to half a sample beside the others.
+    assert float((e[0, ::4] / 4 - d[0])[inside].abs().mean()) < 0.05 * float(d.std())
+    assert other(fine, torch.nn.functional.pad(noise, (0, n - 1000))).shape == fine.shape
+
+
+def test_loading_for_another_rate_converts_and_saving_keeps_it(tmp_path: Path, saved: Path) -> None:
+    warp = LearnedWarp.from_pretrained(saved, fs=500.0)
+    assert (warp.fs, warp.input_fs) == (250.0, 500.0)
+    warp.save_pretrained(tmp_path / "again")
+    again = LearnedWarp.from_pretrained(tmp_path / "again")
+    assert (again.fs, again.input_fs, again.variant) == (250.0, 500.0, "paper")
+    assert LearnedWarp.from_pretrained(tmp_path / "again", fs=250.0).input_fs == 250.0
+    for fs in (0.0, math.nan, -1.0):
+        with pytest.raises(InputError, match="fs: found"):
+            warp.at(fs)
+
+
+def test_leads_are_matched_by_name_and_order() -> None:
+    warp = LearnedWarp(3, lead_names=["I", "II", "aVR"])
+    assert warp.at(100.0, ["i", "ii", "AVR"]).lead_names == ("I", "II", "aVR")
+    with pytest.raises(InputError, match=r"LearnedWarp: leads: found \['II', 'I', 'aVR'\]"):
+        warp.at(100.0, ["II", "I", "aVR"])
+    assert _warp().at(100.0, ["II", "I", "V9"]).leads == 3  # it does not know its own
+
+
+@pytest.mark.parametrize("variant", ["monotone", "paper"])
+def test_its_network_sees_normalised_records(variant: Literal["monotone", "paper"]) -> None:
+    plain, x = _warp(variant=variant).eval(), _x()
+    with seeded(0, "warp"):
+        warp = LearnedWarp(3, variant=variant, mean=0.3, std=2.0).eval()
+    torch.testing.assert_close(warp.magnitude(2 * x + 0.3), plain.magnitude(x))
+    assert not torch.allclose(warp.magnitude(x), plain.magnitude(x))
+
+
+def test_resampling_averages_or_draws_lines() -> None:
+    x = torch.arange(24.0).view(1, 1, 24)
+    warp = LearnedWarp(1, fs=100.0)
+    assert torch.equal(warp.resample(x, 100.0), x)
+    assert torch.equal(warp.resample(x, 25.0), torch.arange(1.5, 24, 4).view(1, 1, 6))
+    assert warp.resample(x, 40.0).shape[-1] == 10
+    torch.testing.assert_close(warp.resample(x, 200.0)[0, 0, 1:-1].diff(), torch.full((45,), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"variant": "folding"}, "variant"),
+        ({"smoothness": 0.0}, "smoothness"),
+        ({"std": 0.0}, "std"),
+        ({"fs": -1.0}, "fs"),
+        ({"input_fs": 0.0}, "input_fs"),
+        ({"lead_names": ["I"]}, "lead_names"),
+    ],
+)
+def test_arguments_that_make_no_warp_are_refused(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(InputError, match=f"LearnedWarp: {field}: found"):
+        LearnedWarp(3, **settings)
+
+
+def test_a_record_of_less_than_a_second_is_refused_by_the_default() -> None:
+    with pytest.raises(InputError, match="LearnedWarp: samples of x: found 99, expected at least 100"):
+        _warp(variant="monotone")(_x(samples=99))
+    assert _warp(variant="monotone")(_x(samples=100), generator=_generator()).shape == (4, 3, 100)
