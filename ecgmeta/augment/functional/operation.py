@@ -102,8 +102,7 @@ class Operation:
             InputError: naming the operation, what was found and what it expects.
         """
         check_records(self.name, x, self.leads)
-        if self.noise is not None and tuple(noise.shape) != self.noise.shape(x):
-            raise InputError(self.name, "shape of noise", tuple(noise.shape), self.noise.shape(x))
+        self._check_noise(x, noise)
         if self.timed and not 0 < settings.get("fs", math.nan) < math.inf:
             raise InputError(self.name, "fs", settings.get("fs"), "the sampling rate of x in Hz")
         shaped = self._shaped(x, torch.as_tensor(magnitude, dtype=x.dtype, device=x.device))
@@ -114,6 +113,18 @@ class Operation:
                 self.name, "magnitude", f"{worst:.4g}", bounds + (f" {self.unit}" if self.unit != "1" else "")
             )
         return shaped
+
+    def _check_noise(self, x: Tensor, noise: Tensor) -> None:
+        found = tuple(noise.shape)
+        if self.noise is not None:
+            if found != self.noise.shape(x):
+                raise InputError(self.name, "shape of noise", found, self.noise.shape(x))
+            return
+        batch, leads, samples = x.shape
+        if found not in {(batch, 1, samples), (batch, leads, samples)}:
+            raise InputError(self.name, "shape of noise", found, f"({batch}, 1 or {leads}, {samples})")
+        if not concretely(lambda: bool(noise.isfinite().all())):
+            raise InputError(self.name, "noise", "samples that are not finite", "finite recordings")
 
     def _shaped(self, x: Tensor, magnitude: Tensor) -> Tensor:
         batch, leads, _ = x.shape
