@@ -26,8 +26,8 @@ def soft_stretch(
 ) -> Tensor:
     """A window that is 1 from ``start`` to ``start + length`` and 0 elsewhere, with soft edges.
 
-    ``S((t − start)/edge) − S((t − start − length)/edge)`` with S the quintic step from −½ to ½, which has two derivatives. Its area
-    is ``length``, whatever the edge; a stretch shorter than the edge is shallow; at length 0 the window is exactly 0.
+    ``S((t − start)/edge) − S((t − start − length)/edge)`` with S the quintic step from −½ to ½, which has two derivatives. Its
+    area is ``length``, whatever the edge; one shorter than the edge is shallow; at length 0 the window is exactly 0.
 
     Args:
         start, length: (batch, 1 or leads, 1), s.

@@ -47,8 +47,8 @@ def mixup_labels(y: Tensor, magnitude: Tensor | float, *, noise: Tensor) -> Tens
 def cutmix(x: Tensor, magnitude: Tensor, *, noise: Tensor, fs: float, edge: float = 0.05) -> Tensor:
     """A stretch of the partner in the record's place, with soft edges: its share is ``magnitude · u``, u uniform.
 
-    ``(1 − w(t)) x + w(t) · partner`` with w a :func:`~ecgmeta.augment.functional.masks.soft_stretch` that begins uniformly where
-    it fits. (Yun et al., 2019, for images.)
+    ``(1 − w(t)) x + w(t) · partner``, w a :func:`~ecgmeta.augment.functional.masks.soft_stretch` that begins uniformly where it
+    fits. (Yun et al., 2019, for images.)
 
     Args:
         x: (batch, leads, samples), mV.

@@ -8,6 +8,7 @@ independent leads, I, II and V1..V6. With another number of leads each has noise
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch import Tensor
 from ecgmeta.augment.functional.leads import INDEPENDENT, LEADS, lead_off
 from ecgmeta.augment.functional.operation import ELECTRODES, Noise, operation, wide
 from ecgmeta.runtime.errors import InputError
+
+Decibels = TypeVar("Decibels", float, Tensor)
 
 SINES = 12
 """Sines of the baseline wander of an electrode."""
@@ -187,6 +190,7 @@ def _rms(x: Tensor) -> Tensor:
     return x.var(-1, correction=0).mean(1).clamp(min=1e-24).sqrt().view(-1, 1, 1)
 
 
-def snr_to_magnitude(db: float) -> float:
-    """The noise-to-signal RMS ratio of a signal-to-noise ratio in decibels: ``10^(−db/20)``."""
-    return 10 ** (-db / 20)
+def snr_to_magnitude(db: Decibels) -> Decibels:
+    """The noise-to-signal RMS ratio of a signal-to-noise ratio in decibels, ``10^(−db/20)``; a number or a tensor."""
+    ratio: Decibels = 10 ** (-db / 20)
+    return ratio
