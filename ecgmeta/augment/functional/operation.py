@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Concatenate, Literal, ParamSpec, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from ecgmeta.runtime.errors import InputError
 ELECTRODES = 9
 """Of a 12-lead record: RA, LA, LL, V1..V6."""
 
-Function = TypeVar("Function", bound=Callable[..., Tensor])
+Rest = ParamSpec("Rest")
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,15 @@ def operation(
     per_lead: bool = True,
     identities: bool = True,
     leads: int = 0,
-) -> Callable[[Function], Function]:
+) -> Callable[
+    [Callable[Concatenate[Tensor, Tensor, Rest], Tensor]],
+    Callable[Concatenate[Tensor, Tensor | float, Rest], Tensor],
+]:
     """Make a function an operation: its checks run before it, and :data:`OPERATIONS` lists it. See :class:`Operation`."""
 
-    def register(function: Function) -> Function:
+    def register(
+        function: Callable[Concatenate[Tensor, Tensor, Rest], Tensor],
+    ) -> Callable[Concatenate[Tensor, Tensor | float, Rest], Tensor]:
         name = function.__name__
         spec = Operation(name, function, noise, unit, typical, limit, per_lead, identities, leads)
         OPERATIONS[name] = spec
@@ -166,9 +171,9 @@ def operation(
         @wraps(function)
         def checked(x: Tensor, magnitude: Tensor | float, *, noise: Tensor, **settings: Any) -> Tensor:
             shaped = spec.check(x, magnitude, noise, **settings)
-            return function(x, shaped, noise=noise, **settings)
+            return spec.function(x, shaped, noise=noise, **settings)
 
-        return cast(Function, checked)
+        return cast(Callable[Concatenate[Tensor, Tensor | float, Rest], Tensor], checked)
 
     return register
 
