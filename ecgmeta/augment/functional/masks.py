@@ -82,7 +82,7 @@ def lead_mask(x: Tensor, magnitude: Tensor, *, noise: Tensor, share: float = 0.5
     if not 0 < share <= 1:
         raise InputError("lead_mask", "share", share, "above 0 and at most 1")
     count = max(1, round(share * x.shape[1]))
-    masked = noise.argsort(dim=1).argsort(dim=1) < count
+    masked = noise.argsort(dim=1) < count  # a random order of the leads
     return x * (1 - magnitude * masked.to(x.dtype))
 
 

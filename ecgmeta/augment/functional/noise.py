@@ -61,7 +61,10 @@ def baseline_wander(
         magnitude: RMS in mV.
         noise: (batch, 9 or leads, 24) standard normal: the aₖ, then the bₖ.
         fs: sampling rate in Hz.
-        low, high: of the frequencies, in Hz.
+        low, high: of the frequencies, in Hz; at most fs/2.
+
+    Raises:
+        InputError: also for frequencies out of order or beyond fs/2.
     """
     if not 0 < low < high <= fs / 2:
         raise InputError(
@@ -85,6 +88,9 @@ def powerline(x: Tensor, magnitude: Tensor, *, noise: Tensor, fs: float, frequen
         noise: (batch, 9 or leads, 2) standard normal: a and b.
         fs: sampling rate in Hz.
         frequency: of the mains in Hz, 50 or 60; below fs/2.
+
+    Raises:
+        InputError: also for a frequency at or above fs/2, where there is no such hum: a recorder's filter takes it away.
     """
     if not 0 < frequency < fs / 2:
         raise InputError(
@@ -179,6 +185,9 @@ def real_noise(x: Tensor, magnitude: Tensor, *, noise: Tensor) -> Tensor:
         x: (batch, leads, samples), mV.
         magnitude: noise-to-signal RMS ratio; :func:`snr_to_magnitude` has it from decibels.
         noise: (batch, 1 or leads, samples) recordings at the rate of x, any unit; one channel goes to all leads.
+
+    Raises:
+        InputError: also for recordings that are not finite.
     """
     noise = noise.to(wide(x.dtype))
     ratio = _rms(x.to(noise.dtype)) / _rms(noise)

@@ -66,6 +66,9 @@ def band_stop(
         fs: sampling rate in Hz.
         low, high: of f₀, in Hz; at most fs/2.
         width: SD of the notch in Hz.
+
+    Raises:
+        InputError: also for frequencies out of order or beyond fs/2, or a width of 0.
     """
     if not 0 <= low <= high <= fs / 2:
         raise InputError("band_stop", "low, high", f"{low:g}, {high:g}", f"0 <= low <= high <= {fs / 2:g} Hz")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.special import betainc
 from torch import Tensor
 
 from ecgmeta.augment import functional
@@ -63,6 +64,15 @@ def test_a_time_mask_is_zero_inside_and_leaves_the_rest_untouched() -> None:
     assert torch.equal(torch.where(far, out, 0.0), torch.where(far, x, 0.0))
     assert float((out * inside).abs().max()) < 1e-12
     assert int(inside.sum()) > 30 * 0.7 * fs
+
+
+def test_the_edge_of_a_stretch_is_the_quintic_step() -> None:
+    """Which is the distribution function of Beta(3, 3)."""
+    start, length = (torch.full((1, 1, 1), value, dtype=torch.float64) for value in (0.5, 0.4))
+    window = functional.soft_stretch(start, length, samples=1000, fs=1000.0, edge=0.1)[0, 0].numpy()
+    t = np.arange(1000) / 1000
+    rise, fall = (betainc(3, 3, np.clip((t - at) / 0.1 + 0.5, 0, 1)) for at in (0.5, 0.9))
+    np.testing.assert_allclose(window, rise - fall, atol=1e-12)
 
 
 def test_a_mask_longer_than_the_record_hides_all_of_it() -> None:

@@ -216,6 +216,7 @@ def test_forward_mode_is_reverse_mode(spec: Operation) -> None:
     torch.testing.assert_close((forward * cotangent).sum(), reverse)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap_over_magnitudes_is_one_at_a_time(spec: Operation) -> None:
     x, noise, typical = _derivative_case(spec)
     magnitudes = typical * torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
@@ -304,6 +305,16 @@ def test_a_rate_that_is_missing_or_impossible_is_refused(name: str) -> None:
             InputError, match=rf"^{name}: fs: found .*, expected the sampling rate of x in Hz"
         ):
             _public(spec)(x, spec.typical, noise=_noise(spec, x), **given)
+
+
+@pytest.mark.slow
+def test_each_compiles_into_one_graph_without_a_break(spec: Operation) -> None:
+    x = _records(2, 12, 250)
+    noise = _noise(spec, x)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, m: _apply(spec, x, m, noise), backend="eager", fullgraph=True)
+    magnitude = torch.tensor(spec.typical, dtype=torch.float64)
+    torch.testing.assert_close(compiled(x, magnitude), _apply(spec, x, magnitude, noise))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
