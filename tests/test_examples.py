@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import runpy
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from ecgmeta.augment.functional import OPERATIONS
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -56,6 +59,16 @@ def the_loss_falls(lines: list[str]) -> None:
     assert losses[-1] < losses[0] - 0.05
 
 
+def every_operation_is_drawn_and_seen(lines: list[str]) -> None:
+    changes = dict(
+        re.findall(r"^(\w+) at .* changes the record by (\d\.\d+) mV", "\n".join(lines), re.MULTILINE)
+    )
+    assert set(changes) == set(OPERATIONS)
+    assert min(map(float, changes.values())) > 0.02
+    for name in ("operations.png", "rotation.png"):
+        assert (Path("gallery") / name).read_bytes().startswith(b"\x89PNG")
+
+
 ENDS: dict[str, Callable[[list[str]], None]] = {
     "01_engine": wrong_examples_end_with_smaller_weights,
     "03_feature_penalties": a_penalty_a_feature_beats_one_for_all,
@@ -64,6 +77,7 @@ ENDS: dict[str, Callable[[list[str]], None]] = {
     "07_in_a_dataloader": every_record_may_be_augmented_and_epochs_differ,
     "08_in_lightly": the_loss_falls,
     "09_in_lightning": the_loss_falls,
+    "06_augmentation_gallery": every_operation_is_drawn_and_seen,
 }
 SLOW = {"04_learned_rotation", "08_in_lightly", "09_in_lightning"}
 
@@ -84,7 +98,11 @@ def threads() -> Iterator[None]:
     ],
 )
 @pytest.mark.usefixtures("threads")
-def test_example_runs_and_ends_as_it_says(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_example_runs_and_ends_as_it_says(
+    path: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    monkeypatch.chdir(tmp_path)  # what an example writes goes there
     runpy.run_path(str(path), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
     assert lines

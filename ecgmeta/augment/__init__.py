@@ -4,7 +4,16 @@ from ecgmeta.augment.importers import load_checkpoint
 from ecgmeta.augment.learned import Augmenter, Learned, LearnedWarp, load_augmenter
 from ecgmeta.augment.policy import LearnedPolicy, score_surrogate
 from ecgmeta.augment.records import OnRecord
-from ecgmeta.augment.transforms import Compose, Transform, TwoViews, WhiteNoise, ZeroCrop, paper_static
+from ecgmeta.augment.transforms import (
+    Compose,
+    Random,
+    RealNoise,
+    Transform,
+    TwoViews,
+    WhiteNoise,
+    ZeroCrop,
+    paper_static,
+)
 
 __all__ = [
     "Augmenter",
@@ -13,6 +22,8 @@ __all__ = [
     "LearnedPolicy",
     "LearnedWarp",
     "OnRecord",
+    "Random",
+    "RealNoise",
     "Transform",
     "TwoViews",
     "WhiteNoise",

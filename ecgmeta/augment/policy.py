@@ -18,7 +18,16 @@ from ecgmeta.runtime.errors import InputError
 
 IDENTITY = "identity"
 """The operation that does nothing; a policy may choose it."""
-DEFAULT_OPERATIONS = ("time_warp", "white_noise", "time_shift", IDENTITY)
+DEFAULT_OPERATIONS = (
+    "time_warp",
+    "baseline_wander",
+    "muscle_noise",
+    "white_noise",
+    "gain",
+    "time_mask",
+    "lead_dropout",
+    IDENTITY,
+)
 COUNTS_SAMPLES = ("paper_warp",)
 """Operations whose magnitudes and windows are in samples, so that they mean something else at another rate."""
 

@@ -6,12 +6,16 @@ in ``eval()``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ecgmeta.augment import functional
+from ecgmeta.runtime.errors import InputError
 
 
 class Transform(nn.Module):
@@ -68,6 +72,154 @@ class WhiteNoise(Transform):
         )
         noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         return functional.white_noise(x, level, noise=noise)
+
+
+class Random(Transform):
+    """Any operation of :mod:`ecgmeta.augment.functional`, each record with a magnitude of its own, or left alone.
+
+    Args:
+        operation: its name, such as ``"baseline_wander"``.
+        magnitude: in the operation's unit: one number, or ``(low, high)``, between which it is uniform.
+        probability: that a record is augmented; the others come back exactly as they were.
+        fs: sampling rate in Hz, for operations that need it.
+        generator: default source of noise.
+        settings: of the operation, such as ``frequency=60.0``.
+
+    Raises:
+        InputError: naming the operation: one that is unknown or whose noise the user must supply; a magnitude, probability,
+            rate or setting that it does not take.
+
+    Labels are not mixed: :func:`~ecgmeta.augment.functional.mixup` and ``cutmix`` need their own ``_labels`` functions.
+
+    Example:
+        >>> hum = Random("powerline", (0.0, 0.03), probability=0.5, fs=500, frequency=60.0)
+    """
+
+    def __init__(
+        self,
+        operation: str,
+        magnitude: float | Sequence[float],
+        *,
+        probability: float = 1.0,
+        fs: float | None = None,
+        generator: torch.Generator | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(generator)
+        if operation not in functional.OPERATIONS:
+            raise InputError(
+                "Random", "operation", repr(operation), "one of " + ", ".join(functional.OPERATIONS)
+            )
+        self.operation = functional.OPERATIONS[operation]
+        self.low, self.high = _span(magnitude)
+        self.probability, self.settings = probability, dict(settings)
+        if self.operation.timed:
+            self.settings["fs"] = fs
+        self._check()
+
+    def _check(self) -> None:
+        spec = self.operation
+        if spec.noise is None:
+            raise InputError("Random", "operation", spec.name, "one that draws its own noise")
+        if not 0 <= self.low <= self.high <= spec.limit or self.high == math.inf:
+            wanted = "a number or (low, high), finite" + (
+                f" and at most {spec.limit:g}" if spec.limit < math.inf else ""
+            )
+            raise InputError(spec.name, "magnitude", f"({self.low:g}, {self.high:g})", wanted)
+        if not 0 <= self.probability <= 1:
+            raise InputError(spec.name, "probability", self.probability, "0 to 1")
+        if spec.timed and not 0 < (self.settings["fs"] or 0) < math.inf:
+            raise InputError(spec.name, "fs", self.settings["fs"], "a sampling rate in Hz")
+        known = set(inspect.signature(spec.function).parameters) - {"x", "magnitude", "noise"}
+        for setting in self.settings:
+            if setting not in known:
+                raise InputError(
+                    spec.name,
+                    f"setting {setting}",
+                    "no such one",
+                    ", ".join(sorted(known - {"fs"})) or "none",
+                )
+
+    def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        # The three are drawn in this order, whatever the settings: a probability changes which records, not what befalls them.
+        level, chance = torch.rand(2, len(x), generator=generator, device=x.device)
+        noise = self.operation.draw(x, generator)
+        magnitude = (self.low + (self.high - self.low) * level) * (chance < self.probability)
+        function = getattr(functional, self.operation.name)
+        augmented: Tensor = function(x, magnitude.to(x.dtype), noise=noise, **self.settings)
+        return augmented
+
+    def extra_repr(self) -> str:
+        unit = "" if self.operation.unit == "1" else f" {self.operation.unit}"
+        settings = "".join(f", {name}={value!r}" for name, value in self.settings.items())
+        span = f"{self.low:g}" if self.low == self.high else f"{self.low:g} to {self.high:g}"
+        return f"{self.operation.name}, {span}{unit}, probability={self.probability:g}{settings}"
+
+
+class RealNoise(Transform):
+    """Recorded noise mixed in at a random signal-to-noise ratio: a random stretch of a random recording for each record.
+
+    Args:
+        recordings: (recordings, 1 or leads, samples) at the rate of the records and at least as long, any unit; for instance
+            the channels of the MIT-BIH noise stress test, resampled.
+        snr_db: signal-to-noise ratio in dB: one number, or ``(low, high)``, between which it is uniform.
+        probability: that a record is augmented; the others come back exactly as they were.
+        generator: default source of noise.
+
+    Raises:
+        InputError: recordings that are not finite, or too short or of other leads for the records; ratios or a probability
+            that make no sense.
+    """
+
+    recordings: Tensor
+
+    def __init__(
+        self,
+        recordings: Tensor,
+        snr_db: float | Sequence[float],
+        *,
+        probability: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(generator)
+        functional.check_records("real_noise recordings", recordings)
+        self.register_buffer("recordings", recordings, persistent=False)
+        self.low, self.high = _span(snr_db)
+        self.probability = probability
+        if not -math.inf < self.low <= self.high < math.inf:
+            raise InputError(
+                "real_noise", "snr_db", f"({self.low:g}, {self.high:g})", "finite dB, low <= high"
+            )
+        if not 0 <= probability <= 1:
+            raise InputError("real_noise", "probability", probability, "0 to 1")
+
+    def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        batch, leads, n = x.shape
+        count, channels, length = self.recordings.shape
+        if channels not in (1, leads) or length < n:
+            raise InputError(
+                "real_noise",
+                "shape of recordings",
+                (count, channels, length),
+                f"(recordings, 1 or {leads}, {n} or more)",
+            )
+        which, where, level, chance = torch.rand(4, batch, generator=generator, device=x.device)
+        row = (which * count).long().clamp(max=count - 1)
+        start = (where * (length - n + 1)).long().clamp(max=length - n)
+        index = start.view(-1, 1, 1) + torch.arange(n, device=x.device)
+        channel = torch.arange(channels, device=x.device).unsqueeze(-1)
+        noise = self.recordings[row.view(-1, 1, 1), channel, index]
+        magnitude = functional.snr_to_magnitude(self.low + (self.high - self.low) * level)
+        return functional.real_noise(x, (magnitude * (chance < self.probability)).to(x.dtype), noise=noise)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.recordings.shape)}, {self.low:g} to {self.high:g} dB, probability={self.probability:g}"
+
+
+def _span(values: float | Sequence[float]) -> tuple[float, float]:
+    """(low, high) from one number or two."""
+    low, high = (values, values) if isinstance(values, int | float) else values
+    return low, high
 
 
 class Compose(Transform):

@@ -78,7 +78,12 @@ class Encoder:
 class Policy:
     """`augment.augmenter=policy`; names and units of operations are those of `ecgmeta.augment.functional`."""
 
-    ops: list[str] = field(default_factory=lambda: ["time_warp", "white_noise", "time_shift", "identity"])
+    ops: list[str] = field(
+        default_factory=lambda: [
+            *("time_warp", "baseline_wander", "muscle_noise", "white_noise"),
+            *("gain", "time_mask", "lead_dropout", "identity"),
+        ]
+    )
     stages: int = 2
     magnitude: str = "global"  # "lead": each lead its own; "network": each record its own
     start: float = 0.5  # initial magnitudes, in units of the operations' typical ones

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Concatenate, Literal, ParamSpec, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from ecgmeta.runtime.errors import InputError
 ELECTRODES = 9
 """Of a 12-lead record: RA, LA, LL, V1..V6."""
 
-Function = TypeVar("Function", bound=Callable[..., Tensor])
+Rest = ParamSpec("Rest")
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,7 @@ class Operation:
             InputError: naming the operation, what was found and what it expects.
         """
         check_records(self.name, x, self.leads)
-        if self.noise is not None and tuple(noise.shape) != self.noise.shape(x):
-            raise InputError(self.name, "shape of noise", tuple(noise.shape), self.noise.shape(x))
+        self._check_noise(x, noise)
         if self.timed and not 0 < settings.get("fs", math.nan) < math.inf:
             raise InputError(self.name, "fs", settings.get("fs"), "the sampling rate of x in Hz")
         shaped = self._shaped(x, torch.as_tensor(magnitude, dtype=x.dtype, device=x.device))
@@ -119,6 +118,18 @@ class Operation:
                 self.name, "magnitude", f"{worst:.4g}", bounds + (f" {self.unit}" if self.unit != "1" else "")
             )
         return shaped
+
+    def _check_noise(self, x: Tensor, noise: Tensor) -> None:
+        found = tuple(noise.shape)
+        if self.noise is not None:
+            if found != self.noise.shape(x):
+                raise InputError(self.name, "shape of noise", found, self.noise.shape(x))
+            return
+        batch, leads, samples = x.shape
+        if found not in {(batch, 1, samples), (batch, leads, samples)}:
+            raise InputError(self.name, "shape of noise", found, f"({batch}, 1 or {leads}, {samples})")
+        if not concretely(lambda: bool(noise.isfinite().all())):
+            raise InputError(self.name, "noise", "samples that are not finite", "finite recordings")
 
     def _shaped(self, x: Tensor, magnitude: Tensor) -> Tensor:
         batch, leads, _ = x.shape
@@ -149,10 +160,15 @@ def operation(
     per_lead: bool = True,
     identities: bool = True,
     leads: int = 0,
-) -> Callable[[Function], Function]:
+) -> Callable[
+    [Callable[Concatenate[Tensor, Tensor, Rest], Tensor]],
+    Callable[Concatenate[Tensor, Tensor | float, Rest], Tensor],
+]:
     """Make a function an operation: its checks run before it, and :data:`OPERATIONS` lists it. See :class:`Operation`."""
 
-    def register(function: Function) -> Function:
+    def register(
+        function: Callable[Concatenate[Tensor, Tensor, Rest], Tensor],
+    ) -> Callable[Concatenate[Tensor, Tensor | float, Rest], Tensor]:
         name = function.__name__
         spec = Operation(name, function, noise, unit, typical, limit, per_lead, identities, leads)
         OPERATIONS[name] = spec
@@ -162,7 +178,7 @@ def operation(
             shaped = spec.check(x, magnitude, noise, **settings)
             return spec.run(x, shaped, noise=noise, **settings)
 
-        return cast(Function, checked)
+        return cast(Callable[Concatenate[Tensor, Tensor | float, Rest], Tensor], checked)
 
     return register
 

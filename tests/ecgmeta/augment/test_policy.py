@@ -317,7 +317,7 @@ def test_labels_choose_the_class_and_are_not_needed() -> None:
 
 
 def test_a_network_gives_each_record_its_own_magnitudes() -> None:
-    policy, x = _policy(magnitude="network", start=0.5), _x(5)
+    policy, x = _policy(ops=REAL, magnitude="network", start=0.5), _x(5)
     found = policy.magnitude(x, torch.zeros(5, dtype=torch.long))
     assert found.shape == (5, 2, 4, 1)
     assert found[:, 0, 0, 0].unique().numel() == 5
@@ -399,7 +399,7 @@ def test_what_counts_samples_refuses_another_rate_with_the_reason() -> None:
         ({"magnitude": "huge"}, "magnitude: found 'huge'"),
         ({"start": 0.0}, "start: found 0.0"),
         ({"probability": 1.0}, "probability: found 1.0"),
-        ({"settings": {"gain": {}}}, "settings: found gain"),
+        ({"settings": {"powerline": {}}}, "settings: found powerline"),
         ({"fs": 0.0}, "fs: found 0.0"),
         ({"lead_names": ["I"]}, "lead_names"),
     ],

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ecgmeta.augment import Compose, Transform, TwoViews, WhiteNoise, ZeroCrop, paper_static
+from ecgmeta.augment import (
+    Compose,
+    Random,
+    RealNoise,
+    Transform,
+    TwoViews,
+    WhiteNoise,
+    ZeroCrop,
+    functional,
+    paper_static,
+)
 from ecgmeta.runtime.errors import InputError
 
 FAMILY: dict[str, Callable[[], Transform]] = {
@@ -17,6 +28,8 @@ FAMILY: dict[str, Callable[[], Transform]] = {
     "white_noise": WhiteNoise,
     "compose": lambda: Compose([WhiteNoise(), ZeroCrop()]),
     "paper_static": paper_static,
+    "random": lambda: Random("muscle_noise", (0.01, 0.1), fs=100.0),
+    "real_noise": lambda: RealNoise(torch.randn(5, 12, 300, generator=_generator(3)), (0.0, 20.0)),
 }
 
 
@@ -125,3 +138,96 @@ def test_two_views_differ_and_repeat_with_their_generator() -> None:
     quiet = views.eval()(_x())
     assert torch.equal(quiet[0], _x())
     assert torch.equal(quiet[1], _x())
+
+
+def test_random_draws_a_uniform_magnitude_for_each_record_and_leaves_the_others_exactly() -> None:
+    x = torch.zeros(4000, 1, 8)
+    out = Random("dc_shift", (0.2, 0.6), probability=0.3)(x, generator=_generator())
+    left = (out == 0).all(-1)[:, 0]
+    assert float(left.double().mean()) == pytest.approx(0.7, abs=0.03)  # 4 SD
+    # What a time mask hides is its magnitude.
+    spread = Random("time_mask", (0.5, 1.5), fs=100.0)
+    hidden = (1 - spread(torch.ones(4000, 1, 1000), generator=_generator())).sum(-1)[:, 0] / 100
+    # Kolmogorov's distance of 4,000 uniform numbers: below 1.95/√4,000 = 0.031.
+    assert float((hidden.sort().values - torch.linspace(0.5, 1.5, 4000)).abs().max()) < 0.031
+
+
+@pytest.mark.parametrize("name", sorted(set(functional.OPERATIONS) - {"real_noise"}))
+def test_random_takes_every_operation_that_draws_its_own_noise(name: str) -> None:
+    spec, x = functional.OPERATIONS[name], _x(batch=6)
+    some = Random(name, (spec.typical / 2, spec.typical), probability=0.6, fs=125.0)
+    assert name in repr(some)
+    out = some(x, generator=_generator(1))
+    changed = (out != x).flatten(1).any(1)
+    assert 0 < int(changed.sum()) < 6
+    # The same noise and levels, whatever the probability.
+    all_of_them = Random(name, (spec.typical / 2, spec.typical), fs=125.0)(x, generator=_generator(1))
+    torch.testing.assert_close(out[changed], all_of_them[changed])
+    assert some(x.bfloat16(), generator=_generator(1)).dtype == torch.bfloat16
+
+
+def test_random_hands_on_settings() -> None:
+    x = torch.zeros(2, 1, 500, dtype=torch.float64)
+    out = Random("powerline", 0.1, fs=500.0, frequency=60.0)(x, generator=_generator())
+    assert int(torch.fft.rfft(out).abs().argmax(-1)[0, 0]) == 60  # bins of 1 Hz
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"operation": "time_travel", "magnitude": 1.0},
+            "Random: operation: found 'time_travel', expected one of ",
+        ),
+        (
+            {"operation": "real_noise", "magnitude": 0.1},
+            "Random: operation: found real_noise, expected one that",
+        ),
+        ({"operation": "gain", "magnitude": -0.1}, "gain: magnitude: found"),
+        ({"operation": "gain", "magnitude": (0.2, 0.1)}, "gain: magnitude: found"),
+        ({"operation": "gain", "magnitude": float("nan")}, "gain: magnitude: found"),
+        ({"operation": "gain", "magnitude": float("inf")}, "gain: magnitude: found"),
+        ({"operation": "lead_mask", "magnitude": (0.5, 1.1)}, "lead_mask: magnitude: found .* at most 1"),
+        ({"operation": "gain", "magnitude": 0.1, "probability": 1.5}, "gain: probability: found 1.5"),
+        ({"operation": "time_shift", "magnitude": 0.1}, "time_shift: fs: found None"),
+        ({"operation": "gain", "magnitude": 0.1, "edge": 3.0}, "gain: setting edge: found no such one"),
+    ],
+)
+def test_random_refuses_what_its_operation_does_not_take(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match="^" + message):
+        Random(**arguments)
+
+
+def test_real_noise_is_a_stretch_of_a_recording_at_a_ratio_in_its_range() -> None:
+    recordings = torch.arange(2000.0, dtype=torch.float64).reshape(2, 1, 1000) ** 2
+    x = _x(batch=500, dtype=torch.float64)
+    out = RealNoise(recordings, (5.0, 15.0), probability=0.5)(x, generator=_generator())
+    added = out - x
+    chosen = (added != 0).flatten(1).any(1)
+    assert float(chosen.double().mean()) == pytest.approx(0.5, abs=0.1)
+    ratio = 10 * torch.log10(x.var(-1).mean(1) / added.var(-1).mean(1))[chosen]
+    assert float(ratio.min()) > 5
+    assert float(ratio.max()) < 15
+    assert float(ratio.mean()) == pytest.approx(10, abs=0.8)  # SD 2.9/√250 = 0.18
+    # A stretch of squares has constant second differences.
+    curved = added[chosen].diff(n=2, dim=-1)
+    torch.testing.assert_close(
+        curved, curved.mean((1, 2), keepdim=True).expand_as(curved), rtol=1e-6, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("recordings", "settings", "message"),
+    [
+        (torch.zeros(2, 1, 150), {}, "shape of recordings"),
+        (torch.zeros(2, 3, 300), {}, "shape of recordings"),
+        (torch.full((1, 1, 300), float("nan")), {}, "samples of x"),
+        (torch.zeros(1, 1, 300), {"snr_db": (5.0, 1.0)}, "snr_db"),
+        (torch.zeros(1, 1, 300), {"probability": -0.1}, "probability"),
+    ],
+)
+def test_real_noise_refuses_what_does_not_fit(
+    recordings: Tensor, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=rf"^real_noise.*: {message}: found"):
+        RealNoise(recordings, **{"snr_db": 10.0, **settings})(_x())

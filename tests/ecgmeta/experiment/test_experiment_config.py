@@ -31,7 +31,9 @@ def test_there_are_committed_configurations() -> None:
 
 def test_the_constants_are_those_of_the_rooms_they_stand_for() -> None:
     from ecgmeta.augment.learned import SHORTEST
+    from ecgmeta.augment.policy import DEFAULT_OPERATIONS
 
+    assert tuple(Experiment().augment.policy.ops) == DEFAULT_OPERATIONS
     assert sorted(ENCODERS) == list_encoders()
     assert WARP_SAMPLES == SHORTEST
 

@@ -1,0 +1,99 @@
+"""Operations that mix a record with the one before it in the batch, and its labels alike; for supervised training.
+
+The partner is ``x.roll(1, 0)``, so batches must be shuffled, and a batch of one stays as it is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ecgmeta.augment.functional.masks import soft_stretch
+from ecgmeta.augment.functional.operation import Noise, operation
+from ecgmeta.runtime.errors import InputError
+
+
+def _towards_partner(x: Tensor, weight: Tensor) -> Tensor:
+    return x + weight.to(x.dtype) * (x.roll(1, 0) - x)
+
+
+@operation(noise=Noise("uniform", (1, 1)), unit="1", typical=0.3, limit=1.0, per_lead=False)
+def mixup(x: Tensor, magnitude: Tensor, *, noise: Tensor) -> Tensor:
+    """``(1 − w) x + w · partner`` with ``w = magnitude · u``, u uniform (Zhang et al., 2018, where w is a Beta variable).
+
+    Args:
+        x: (batch, leads, samples), mV.
+        magnitude: largest weight of the partner.
+        noise: (batch, 1, 1) uniform.
+    """
+    return _towards_partner(x, magnitude.to(noise.dtype) * noise)
+
+
+def mixup_labels(y: Tensor, magnitude: Tensor | float, *, noise: Tensor) -> Tensor:
+    """The labels of :func:`mixup` with the same magnitude and noise, mixed with the same weights.
+
+    Args:
+        y: (batch, ...) floating.
+        magnitude: one number, (batch,) or (1 or batch, 1, 1), as given to :func:`mixup`.
+        noise: (batch, 1, 1), as given to :func:`mixup`.
+
+    Raises:
+        InputError: naming ``mixup_labels``: labels that are not floating, or another number of them.
+    """
+    return _mixed_labels("mixup_labels", y, _rows(magnitude, noise) * noise)
+
+
+@operation(noise=Noise("uniform", (2, 1)), unit="1", typical=0.3, limit=1.0, per_lead=False)
+def cutmix(x: Tensor, magnitude: Tensor, *, noise: Tensor, fs: float, edge: float = 0.05) -> Tensor:
+    """A stretch of the partner in the record's place, with soft edges: its share is ``magnitude · u``, u uniform.
+
+    ``(1 − w(t)) x + w(t) · partner``, w a :func:`~ecgmeta.augment.functional.masks.soft_stretch` that begins uniformly where it
+    fits. (Yun et al., 2019, for images.)
+
+    Args:
+        x: (batch, leads, samples), mV.
+        magnitude: largest share of the record that is the partner's.
+        noise: (batch, 2, 1) uniform.
+        fs: sampling rate in Hz.
+        edge: of the stretch in s.
+    """
+    window = _window("cutmix", magnitude.to(noise.dtype), noise, x.shape[-1], fs, edge)
+    return _towards_partner(x, window)
+
+
+def cutmix_labels(
+    y: Tensor, magnitude: Tensor | float, *, noise: Tensor, samples: int, fs: float, edge: float = 0.05
+) -> Tensor:
+    """The labels of :func:`cutmix` with the same arguments, each weighted by the mean of w(t): what is seen of it.
+
+    Args:
+        y: (batch, ...) floating.
+        magnitude: one number, (batch,) or (1 or batch, 1, 1), as given to :func:`cutmix`.
+        noise: (batch, 2, 1), as given to :func:`cutmix`.
+        samples: of the records.
+        fs, edge: as given to :func:`cutmix`.
+
+    Raises:
+        InputError: naming ``cutmix_labels``: labels that are not floating, or another number of them.
+    """
+    window = _window("cutmix_labels", _rows(magnitude, noise), noise, samples, fs, edge)
+    return _mixed_labels("cutmix_labels", y, window.mean(-1, keepdim=True))
+
+
+def _window(where: str, share: Tensor, noise: Tensor, samples: int, fs: float, edge: float) -> Tensor:
+    duration = samples / fs
+    length = duration * share * noise[:, :1]
+    start = noise[:, 1:] * (duration - length)
+    return soft_stretch(start, length, samples=samples, fs=fs, edge=edge, where=where)
+
+
+def _rows(magnitude: Tensor | float, noise: Tensor) -> Tensor:
+    return torch.as_tensor(magnitude, dtype=noise.dtype, device=noise.device).reshape(-1, 1, 1)
+
+
+def _mixed_labels(where: str, y: Tensor, weight: Tensor) -> Tensor:
+    if not y.is_floating_point():
+        raise InputError(where, "dtype of y", y.dtype, "floating point, such as 0.0 and 1.0 for each class")
+    if y.ndim == 0 or len(y) != len(weight):
+        raise InputError(where, "shape of y", tuple(y.shape), f"({len(weight)}, ...), one row a record")
+    return _towards_partner(y, weight.view(-1, *[1] * (y.ndim - 1)))
