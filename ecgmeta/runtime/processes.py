@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import BinaryIO, TypeVar
 
 T = TypeVar("T")
@@ -52,18 +53,26 @@ def share(
         done = {}
         for number in _taken(numbers):
             before(number)
-            done[number] = work(number)
+            try:
+                done[number] = work(number)
+            except Exception:
+                return None
         for _, results in children:
             done |= pickle.load(results)
         return [done[number] for number in range(pieces)]
-    except Exception:
+    except (
+        OSError,
+        EOFError,
+        pickle.UnpicklingError,
+    ):  # of a fork; of a child without, or within, its results
         return None
     finally:  # also of Ctrl-C
         os.close(numbers)
         for child, results in children:
             results.close()
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            with suppress(ProcessLookupError, ChildProcessError):  # a handler of SIGCHLD was first
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
 
 
 def _taken(numbers: int) -> Iterator[int]:
