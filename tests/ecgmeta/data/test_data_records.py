@@ -193,11 +193,13 @@ def test_mutated_files_end_in_an_input_error_or_the_right_numbers(
 
 def test_usual_headers_read_as_any_other_header_does(tmp_path: Path) -> None:
     """What the header before had in common with this one must not change how this one is read."""
-    plain = "r 2 100 4\nr.dat 16 200.5(-3)/mV 16 0 -7 -12 0 I (a+b)\nr.dat 16 1e3/µV 12 5 8 65535 0 V.1\n"
+    plain = "r 2 100 4\nr.dat 16 200.5/mV 16 0 -7 -12 0 lead I\nr.dat 16 1e3/µV 12 5 8 65535 0 V.1\n"
     texts = [
         plain,
         plain.replace("r.dat", "other.dat"),
         plain.replace("V.1", "Vx1"),  # a dot is no wildcard
+        plain.replace("200.5", "20045"),
+        plain.replace("200.5/mV", "200.5(-3)/mV").replace("lead I", "I (a+b)"),
         plain.replace("-12", "0").replace("65535", "-1"),
         plain.replace("\nr.dat 16 1e3", "\ns.dat 16 1e3"),
         plain.replace("-12", "1" * 11),
