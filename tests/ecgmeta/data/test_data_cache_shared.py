@@ -140,7 +140,7 @@ from ecgmeta.data.sources import wfdb_folder
 cache._LEAST_RECORDS, cache._BLOCK, cache.processors = 1, 4, lambda: 3
 read, slow = wfdb_folder.read_record, float(sys.argv[3])
 def slowly(*arguments, **options):
-    print("reading", os.getpid(), flush=True)
+    os.write(1, f"reading {os.getpid()}\\n".encode())  # in one piece
     time.sleep(slow)
     return read(*arguments, **options)
 wfdb_folder.read_record = slowly
