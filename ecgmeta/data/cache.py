@@ -5,7 +5,8 @@ millivolt (0.5 µV is the largest error int16 may cost; where a recording exceed
 instead), ``index.json``, ``windows.json`` and ``info.json`` with size and digest of every file. The key is a hash of the
 source's files (path, size, time), its settings, the preprocessing and the format. An entry is written in a temporary folder
 and renamed: a killed build leaves no entry, of two writers the first wins and both are right. An entry that does not match
-its digests is rebuilt, with a warning.
+its digests is rebuilt, with a warning. Many records are read by several processes where that is safe (`share`); what is
+written does not depend on it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _DIGEST_BLOCK, _DIGEST_BLOCKS = 1 << 20, 64
 _BUFFER = 1 << 20  # bytes: a write of many records costs half of many writes
 _PARTS = ("signals.npy", "units.npy", "index.json", "windows.json")
 
-# Sharing 1000 records takes as long as reading them; more than eight processes wait for one file.
+# A fork takes as long as 200 records; more than eight processes would wait for the one file.
 _LEAST_RECORDS, _MOST_PROCESSES = 500, 8
 _BLOCK = 64  # records a process reads at a time
 _INT16: np.dtype[Any] = np.dtype("<i2")
