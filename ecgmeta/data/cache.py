@@ -5,11 +5,13 @@ millivolt (0.5 µV is the largest error int16 may cost; where a recording exceed
 instead), ``index.json``, ``windows.json`` and ``info.json`` with size and digest of every file. The key is a hash of the
 source's files (path, size, time), its settings, the preprocessing and the format. An entry is written in a temporary folder
 and renamed: a killed build leaves no entry, of two writers the first wins and both are right. An entry that does not match
-its digests is rebuilt, with a warning.
+its digests is rebuilt, with a warning. Many records are read by several processes where that is safe (`share`); what is
+written does not depend on it.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -17,7 +19,9 @@ import shutil
 import time
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,21 +31,44 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ecgmeta.data.load import Loader, Reading
+from ecgmeta.data.load import Loader, Reading, Row
 from ecgmeta.data.preprocess import Window
 from ecgmeta.data.records import MICROVOLTS
 from ecgmeta.data.store import ScaledStore, SignalStore, map_npy
 from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.processes import MOST_PIECES, processors, share
 
 FORMAT = 1  # raise it when what is stored, or how a record is treated, changes
 LARGEST_MV = 32.767  # at this peak the step of int16 is 1 µV
 _ABANDONED_S = 24 * 3600.0
 _DIGEST_BLOCK, _DIGEST_BLOCKS = 1 << 20, 64
+_BUFFER = 1 << 20  # bytes: a write of many records costs half of many writes
 _PARTS = ("signals.npy", "units.npy", "index.json", "windows.json")
 
+# A fork takes as long as 200 records; more than eight processes would wait for the one file.
+_LEAST_RECORDS, _MOST_PROCESSES = 500, 8
+_BLOCK = 64  # records a process reads at a time
+_INT16: np.dtype[Any] = np.dtype("<i2")
+
+Written = tuple[NDArray[np.float32], np.dtype[Any]]  # units a millivolt of each window and lead, type stored
 Entry = tuple[SignalStore, pd.DataFrame, pd.DataFrame, list[str]]
 
 
+@contextmanager
+def _others_uncollected() -> Iterator[None]:
+    """Within it the garbage collector leaves alone what was there before: the small objects of many records would make it
+    look through everything that is imported, which takes as long as a thousand records."""
+    mine = not gc.get_freeze_count()
+    if mine:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if mine:
+            gc.unfreeze()
+
+
+@_others_uncollected()
 def open_or_build(loader: Loader) -> Entry:
     """The entry for this source and these settings, built if it is not there or broken.
 
@@ -70,6 +97,7 @@ def open_or_build(loader: Loader) -> Entry:
             raise InputError(loader.source.root, "records", "none to use", f"records of {loader.source.name}")
         try:
             temporary.rename(entry)
+            return _open(entry, whole=True)
         except OSError:  # another writer was first
             if not entry.is_dir():
                 raise
@@ -95,9 +123,10 @@ def _build(loader: Loader, folder: Path) -> bool:
     """Write an entry to `folder`; False where there is no window to store."""
     skipped: list[str] = []
     index = loader.index(skipped)
-    reading = Reading(loader, index, skipped)
+    reading = Reading(loader, list(index.itertuples(index=False)), skipped)
     how = loader.how
-    units, dtype = write_signals(folder / "signals.npy", reading, (len(how.lead_names), how.samples))
+    path, shape = folder / "signals.npy", (len(how.lead_names), how.samples)
+    units, dtype = _write_shared(path, reading, shape) or write_signals(path, reading, shape)
     np.save(folder / "units.npy", units)
     _write_table(folder / "index.json", index)
     _write_table(folder / "windows.json", reading.table())
@@ -113,9 +142,51 @@ def _build(loader: Loader, folder: Path) -> bool:
     return bool(len(units))
 
 
-def write_signals(
-    path: Path, windows: Iterable[Window], shape: tuple[int, int]
-) -> tuple[NDArray[np.float32], np.dtype[Any]]:
+def _write_shared(path: Path, reading: Reading, shape: tuple[int, int]) -> Written | None:
+    """`write_signals` by several processes, each of which writes a block of records at a time to its place in the file: the
+    same bytes, and the same notes in `reading`. None, and nothing noted, where there are too few records, a record may give
+    several windows, or anything is met that is not for int16."""
+    loader, records = reading.loader, reading.records
+    processes = min(processors(), _MOST_PROCESSES, len(records) // _LEAST_RECORDS)
+    if processes < 2 or not loader.source.forks or loader.how.windows != "first":
+        return None
+    length = max(_BLOCK, -(-len(records) // MOST_PIECES))
+    size, header = 2 * shape[0] * shape[1], _npy_header(_INT16, (0, *shape))
+    quiet = replace(loader, progress=None)
+
+    def block(number: int) -> tuple[list[Row], list[str], NDArray[np.float32]]:
+        first = number * length
+        part = Reading(quiet, records[first : first + length], [], first)
+        with path.open("r+b", buffering=_BUFFER) as file:
+            file.seek(len(header) + size * first)
+            units, dtype = _append(file, part, shape)
+        if dtype != _INT16:
+            raise ValueError("all records are to become float32")
+        return part.rows, part.skipped, units
+
+    path.write_bytes(header)
+    blocks = share(
+        block, -(-len(records) // length), processes, lambda number: reading.report(number * length)
+    )
+    if blocks is None:
+        return None
+    with path.open("r+b") as file:
+        for number, (rows, skipped, _) in enumerate(blocks):
+            if len(reading.rows) != number * length:  # records before it were left out
+                file.seek(len(header) + size * number * length)
+                stored = file.read(size * len(rows))
+                file.seek(len(header) + size * len(reading.rows))
+                file.write(stored)
+            reading.rows += rows
+            reading.skipped += skipped
+        file.truncate(len(header) + size * len(reading.rows))
+        file.seek(0)
+        file.write(_npy_header(_INT16, (len(reading.rows), *shape)))
+    reading.report(len(records))
+    return np.concatenate([units for *_, units in blocks]), _INT16
+
+
+def write_signals(path: Path, windows: Iterable[Window], shape: tuple[int, int]) -> Written:
     """Write windows one by one, so that memory holds only one.
 
     Returns the (N, leads) units a millivolt, and the type stored: int16, or float32 where int16 would lose too much.
@@ -123,27 +194,33 @@ def write_signals(
     Whole microvolts (as PTB-XL and the challenge store them) get 1000 units a millivolt and come back to the bit; anything
     else uses the full range of int16.
     """
-    units: list[NDArray[np.float32]] = []
-    microvolts = np.full(shape[0], MICROVOLTS, dtype=np.float32)
-    dtype: np.dtype[Any] = np.dtype("<i2")
-    with path.open("w+b") as file:
-        start = file.write(_npy_header(dtype, (0, *shape)))
-        for window in windows:
-            if dtype.kind == "i" and window.stored.dtype == np.int16:
-                file.write(np.ascontiguousarray(window.stored, dtype=dtype).data)
-                units.append(microvolts)
-                continue
-            signal = window.signal
-            if dtype.kind == "i" and np.abs(signal).max() > LARGEST_MV:
-                _widen(file, start, units, shape)
-                dtype = np.dtype("<f4")
-            scale = _units(signal) if dtype.kind == "i" else np.ones(shape[0], dtype=np.float32)
-            values = np.rint(signal * scale[:, None]) if dtype.kind == "i" else signal
-            file.write(np.ascontiguousarray(values, dtype=dtype).tobytes())
-            units.append(scale)
+    with path.open("w+b", buffering=_BUFFER) as file:
+        start = file.write(_npy_header(_INT16, (0, *shape)))
+        units, dtype = _append(file, windows, shape)
         file.seek(0)
         if file.write(_npy_header(dtype, (len(units), *shape))) != start:
             raise RuntimeError("the .npy header changed its length")
+    return units, dtype
+
+
+def _append(file: BinaryIO, windows: Iterable[Window], shape: tuple[int, int]) -> Written:
+    """Write windows from where `file` stands."""
+    units: list[NDArray[np.float32]] = []
+    microvolts = np.full(shape[0], MICROVOLTS, dtype=np.float32)
+    dtype, start = _INT16, file.tell()
+    for window in windows:
+        if dtype.kind == "i" and window.stored.dtype == np.int16:
+            file.write(np.ascontiguousarray(window.stored, dtype=dtype).data)
+            units.append(microvolts)
+            continue
+        signal = window.signal
+        if dtype.kind == "i" and np.abs(signal).max() > LARGEST_MV:
+            _widen(file, start, units, shape)
+            dtype = np.dtype("<f4")
+        scale = _units(signal) if dtype.kind == "i" else np.ones(shape[0], dtype=np.float32)
+        values = np.rint(signal * scale[:, None]) if dtype.kind == "i" else signal
+        file.write(np.ascontiguousarray(values, dtype=dtype).tobytes())
+        units.append(scale)
     return np.array(units, dtype=np.float32).reshape(len(units), shape[0]), dtype
 
 
@@ -194,12 +271,13 @@ def _open_or_remove(entry: Path) -> Entry | None:
         return None
 
 
-def _open(entry: Path) -> Entry:
-    """Raises OSError, ValueError, KeyError or TypeError where the entry is not whole."""
+def _open(entry: Path, whole: bool = False) -> Entry:
+    """Raises OSError, ValueError, KeyError or TypeError where the entry is not whole, as it is known to be where this process
+    has just built it."""
     info = json.loads((entry / "info.json").read_text(encoding="utf-8"))
     if info["format"] != FORMAT:
         raise ValueError(f"format {info['format']}, expected {FORMAT}")
-    for name in _PARTS:
+    for name in () if whole else _PARTS:
         size, digest = info["parts"][name]
         if (entry / name).stat().st_size != size or _digest(entry / name) != digest:
             raise ValueError(f"{name} has changed")

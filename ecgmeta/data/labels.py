@@ -10,8 +10,9 @@ import ast
 import csv
 import re
 from collections.abc import Collection, Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -30,8 +31,8 @@ def multi_hot(codes: Iterable[Collection[str]], names: Sequence[str]) -> NDArray
     place = {name: column for column, name in enumerate(names)}
     rows = [[place[code] for code in record if code in place] for record in codes]
     out = np.zeros((len(rows), len(names)), dtype=np.float32)
-    for row, columns in enumerate(rows):
-        out[row, columns] = 1
+    of = np.repeat(np.arange(len(rows)), [len(columns) for columns in rows])
+    out[of, np.array(list(chain.from_iterable(rows)), dtype=np.intp)] = 1
     return out
 
 
@@ -44,13 +45,19 @@ def parse_scp_codes(text: str, where: object) -> tuple[str, ...]:
     Every statement counts, whatever its likelihood: 0 means "not said", not "absent" (form and rhythm statements always
     have 0), and the benchmark and the paper both count it.
     """
+    codes = _scp_codes(text)
+    if codes is None:
+        raise InputError(where, "scp_codes", repr(text)[:80], "a dict of statement to likelihood")
+    return codes
+
+
+@lru_cache(maxsize=4096)  # many records have the same
+def _scp_codes(text: str) -> tuple[str, ...] | None:
     try:
         found = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # TypeError: {[]: 1}
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(code, str) for code in found):
-        raise InputError(where, "scp_codes", repr(text)[:80], "a dict of statement to likelihood")
-    return tuple(found)
+        return None
+    return tuple(found) if isinstance(found, dict) and all(isinstance(code, str) for code in found) else None
 
 
 def ptbxl_labels(

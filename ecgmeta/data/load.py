@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -33,6 +33,7 @@ from ecgmeta.data.records import Record
 from ecgmeta.data.store import ArrayStore, SignalStore, ViewStore
 from ecgmeta.runtime.errors import InputError
 
+Row = tuple[int, int, int, str, float]  # of the table of windows, see `Reading`
 Progress = Callable[[int, int, str], None]  # (done, total, text)
 Fail = Callable[[InputError], None]  # raises, or notes the record and goes on
 Labels = tuple[NDArray[np.float32], tuple[str, ...]]  # (records or windows, labels) of 0 and 1, and the names
@@ -75,6 +76,8 @@ class RecordSource(ABC):
 
     name = "records"
     suffixes: tuple[str, ...] = (".hea", ".dat", ".mat", ".csv")
+    # Whether `read` may run in a forked process: it keeps nothing, warns of nothing, and never calls torch.
+    forks = False
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -219,7 +222,7 @@ class Loader:
         labels, _ = self.source.labels(index)
         index = index[self.source.keep(index, labels)].reset_index(drop=True)
         signals = np.empty((0, len(self.how.lead_names), self.how.samples), dtype=np.float32)
-        reading = Reading(self, index, skipped)
+        reading = Reading(self, list(index.itertuples(index=False)), skipped)
         for number, window in enumerate(reading):
             if number == len(signals):  # memory never written to costs nothing, so start at the likely number
                 bigger = np.empty((max(len(index), 2 * number, 1), *signals.shape[1:]), dtype=np.float32)
@@ -246,21 +249,25 @@ class Loader:
 
 
 class Reading:
-    """Iterates over the windows of every record of `index`, noting where each came from.
+    """Iterates over the windows of records, rows of the index from the one numbered `first` on, noting where each came from.
 
     After it is exhausted, `table` has one row a window: row (of the index), window, valid_samples, bad_leads, original_fs.
     """
 
-    def __init__(self, loader: Loader, index: pd.DataFrame, skipped: list[str]) -> None:
-        self.loader, self.records, self.skipped = loader, index, skipped
-        self.rows: list[tuple[int, int, int, str, float]] = []
+    def __init__(self, loader: Loader, records: Sequence[Any], skipped: list[str], first: int = 0) -> None:
+        self.loader, self.records, self.skipped, self.first = loader, records, skipped, first
+        self.rows: list[Row] = []
+
+    def report(self, done: int) -> None:
+        """Say how many records are read."""
+        if self.loader.progress:
+            self.loader.progress(done, len(self.records), f"reading {self.loader.source.name}")
 
     def __iter__(self) -> Iterator[Window]:
-        fail, how, progress = self.loader.fail(self.skipped), self.loader.how, self.loader.progress
-        total, text = len(self.records), f"reading {self.loader.source.name}"
-        for number, row in enumerate(self.records.itertuples(index=False)):
-            if progress and number % 50 == 0:
-                progress(number, total, text)
+        fail, how = self.loader.fail(self.skipped), self.loader.how
+        for number, row in enumerate(self.records):
+            if number % 50 == 0:
+                self.report(number)
             try:
                 record = self.loader.source.read(row)
                 windows = list(how.apply(record))
@@ -272,10 +279,9 @@ class Reading:
                     fail(window)
                     continue
                 bad = ",".join(window.bad_leads)
-                self.rows.append((number, window.number, window.valid, bad, record.fs))
+                self.rows.append((self.first + number, window.number, window.valid, bad, record.fs))
                 yield window
-        if progress:
-            progress(total, total, text)
+        self.report(len(self.records))
 
     def table(self) -> pd.DataFrame:
         """Where each window came from."""

@@ -206,17 +206,17 @@ class Preprocess:
         count = record.stored.shape[1] // self.samples
         if touched or record.stored.dtype != np.int16 or not count:
             return None
-        matched = match_leads(record.leads, self.lead_names, record.path)
-        places = [place for place in matched if place is not None]
-        if len(places) < len(matched):
+        places = match_leads(record.leads, self.lead_names, record.path)
+        if None in places:
             return None
         stored = record.stored
         if places != list(range(len(stored))):
-            stored = stored[places]
+            stored = stored[np.array(places)]
         windows = []
         for number in range(count if self.windows == "all" else 1):
             piece = stored[:, number * self.samples : (number + 1) * self.samples]
-            if (piece == piece[:, :1]).all(axis=1).any():  # a flat lead
+            ends_meet = piece[:, 0] == piece[:, -1]  # as in few leads, and all that are flat
+            if ends_meet.any() and (piece == piece[:, :1]).all(axis=1).any():
                 return None
             windows.append(Window(piece, number, self.samples, ()))
         return windows

@@ -40,8 +40,8 @@ from ecgmeta.data.header import (
     Header,
     Layout,
     SignalSpec,
-    open_without_waiting,
     read_header,
+    read_regular,
     read_usual,
 )
 from ecgmeta.data.segments import join_segments
@@ -114,20 +114,20 @@ def _read_microvolts(path: str | Path, units_per_mv: float | None, checksum: boo
     file_path = os.path.join(os.path.dirname(usual.path), usual.file)
     size = 2 * len(leads) * usual.n_samples
     try:
-        with open(file_path, "rb", opener=open_without_waiting) as file:
-            # Asked before memory is: a header may promise more than there is.
-            raw = file.read() if os.fstat(file.fileno()).st_size == size else b""
+        raw = read_regular(file_path, size, size)[1]
     except OSError:
         return None
     if len(raw) != size:
         return None
-    digital = np.ascontiguousarray(np.frombuffer(raw, dtype="<i2").reshape(-1, len(leads)).T)
-    if digital.min() == INVALID_16:
+    flat = np.frombuffer(raw, dtype="<i2")
+    if np.minimum.reduce(flat) == INVALID_16:
         return None
+    digital = np.ascontiguousarray(flat.reshape(-1, len(leads)).T)
     if checksum:
-        totals = digital.sum(axis=1, dtype=np.int16).tolist()
-        for total, expected in zip(totals, usual.checksums, strict=True):
-            if expected and total & 0xFFFF != expected:
+        totals = np.add.reduce(digital.view(np.uint16), axis=1, dtype=np.uint16).tolist()
+        if totals != usual.checksums:  # all at once, then one by one: 0 is no checksum
+            pairs = zip(totals, usual.checksums, strict=True)
+            if any(expected not in (0, total) for total, expected in pairs):
                 return None
     return Record(usual.path.removesuffix(".hea"), digital, usual.fs, leads)
 

@@ -29,7 +29,7 @@ def main() -> None:
     )
     cost.add_argument("--full", action="store_true", help="every row at the large batch, too")
     cost.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both sides run")
-    parser.add_argument("--records", type=int, default=2000, help="records that data generates")
+    parser.add_argument("--records", type=int, default=5000, help="records that data generates")
     arguments = parser.parse_args()
     if arguments.what == "quality":
         quality.run(arguments.width or 8)

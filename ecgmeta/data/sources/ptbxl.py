@@ -35,6 +35,7 @@ class PTBXLSource(RecordSource):
     """Reads the folder that holds ``ptbxl_database.csv``; see `PTBXL` for the arguments."""
 
     name = "ptbxl"
+    forks = True
 
     def __init__(
         self,

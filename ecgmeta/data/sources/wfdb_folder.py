@@ -26,6 +26,7 @@ class WFDBSource(RecordSource):
     """Reads every header below `root`, in the order of the sorted paths."""
 
     name = "wfdb"
+    forks = True
     suffixes = (*RecordSource.suffixes, ".xyz")  # PTB's Frank leads have a file of their own
 
     def __init__(self, root: str | Path, labels: WFDBLabels = "scored", checksum: bool = True) -> None:

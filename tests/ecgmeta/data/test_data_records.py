@@ -11,6 +11,7 @@ from data_helpers import sound_ecg, write_record
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ecgmeta.data.header import _parse
 from ecgmeta.data.leads import STANDARD_LEADS
 from ecgmeta.data.records import read_header, read_record
 from ecgmeta.runtime.errors import InputError
@@ -188,3 +189,34 @@ def test_mutated_files_end_in_an_input_error_or_the_right_numbers(
         expected = ORIGINAL / 1000
         expected = (expected - expected.mean(axis=1, keepdims=True)) / expected.std(axis=1, keepdims=True)
         np.testing.assert_allclose(shape, expected, atol=2e-2)
+
+
+def test_usual_headers_read_as_any_other_header_does(tmp_path: Path) -> None:
+    """What the header before had in common with this one must not change how this one is read."""
+    plain = "r 2 100 4\nr.dat 16 200.5/mV 16 0 -7 -12 0 lead I\nr.dat 16 1e3/µV 12 5 8 65535 0 V.1\n"
+    texts = [
+        plain,
+        plain.replace("r.dat", "other.dat"),
+        plain.replace("V.1", "Vx1"),  # a dot is no wildcard
+        plain.replace("200.5", "20045"),
+        plain.replace("200.5/mV", "200.5(-3)/mV").replace("lead I", "I (a+b)"),
+        plain.replace("-12", "0").replace("65535", "-1"),
+        plain.replace("\nr.dat 16 1e3", "\ns.dat 16 1e3"),
+        plain.replace("-12", "1" * 11),
+        plain.replace(" 4\n", "\n"),
+        plain + "# Age: 5\n",
+        plain.replace("\n", "\r\n"),
+        plain.replace("r 2", "r 1"),
+    ]
+    for order in (texts, texts[::-1], [text for other in texts for text in (plain, other)]):
+        for text in order:
+            (tmp_path / "r.hea").write_bytes(text.encode())
+            try:
+                found: object = read_header(tmp_path / "r")
+            except InputError as error:
+                found = str(error)
+            try:
+                expected: object = _parse(text, str(tmp_path / "r.hea"))
+            except InputError as error:
+                expected = str(error)
+            assert found == expected

@@ -1,0 +1,114 @@
+"""Shared work: in order, whoever did it; a failure, a death or a thread means that nobody shares."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ecgmeta.runtime.processes import share
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks")
+PARENT = os.getpid()
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever runs the tests may keep a thread of its own."""
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+
+
+def shared(work: Callable[[int], Any], pieces: int = 12, processes: int = 3) -> list[Any] | None:
+    return share(work, pieces, processes, lambda number: None)
+
+
+def no_child_is_left() -> bool:
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return True
+    return False
+
+
+def in_child(number: int) -> bool:
+    time.sleep(0.02)  # long enough for every process to take some
+    return os.getpid() != PARENT
+
+
+def test_results_stand_in_order_and_several_processes_made_them() -> None:
+    def work(number: int) -> tuple[int, int, bytes]:
+        time.sleep(0.02)
+        return number, os.getpid(), bytes(100_000)  # more than a pipe holds
+
+    taken: list[int] = []
+    found = share(work, 12, 3, taken.append)
+    assert found is not None
+    assert [number for number, *_ in found] == list(range(12))
+    assert len({process for _, process, _ in found}) == 3
+    assert taken == [number for number, process, _ in found if process == os.getpid()]
+    assert no_child_is_left()
+
+
+def test_a_failure_anywhere_is_nobodys_result() -> None:
+    def fails(child: bool) -> Callable[[int], int]:
+        def work(number: int) -> int:
+            if in_child(number) == child:
+                raise ValueError(number)
+            return number
+
+        return work
+
+    assert shared(fails(child=True)) is None
+    assert shared(fails(child=False)) is None
+    assert no_child_is_left()
+
+
+def test_a_child_that_dies_is_noticed(capfd: pytest.CaptureFixture[str]) -> None:
+    def work(number: int) -> int:
+        if in_child(number):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    assert shared(work) is None
+    assert no_child_is_left()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_stops_the_parent_ends_the_children_at_once() -> None:
+    def work(number: int) -> None:
+        if in_child(number):
+            time.sleep(60)
+        raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        shared(work)
+    assert no_child_is_left()
+    assert time.monotonic() - start < 30
+
+
+def test_signals_are_the_parents_alone() -> None:
+    def work(number: int) -> set[int]:
+        time.sleep(0.02)
+        return set(signal.pthread_sigmask(signal.SIG_BLOCK, ())) if os.getpid() != PARENT else set()
+
+    found = shared(work)
+    assert found is not None
+    assert {signal.SIGINT, signal.SIGTERM} <= set().union(*found)
+    assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.parametrize(("pieces", "processes"), [(12, 1), (2, 3), (257, 3), (0, 2)])
+def test_too_little_or_too_much_is_not_shared(pieces: int, processes: int) -> None:
+    assert shared(lambda number: number, pieces, processes) is None
+
+
+def test_a_process_with_threads_is_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "active_count", lambda: 2)
+    assert shared(lambda number: number) is None
