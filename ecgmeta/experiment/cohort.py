@@ -191,6 +191,34 @@ def _source(
     return source(root, **options)
 
 
+def recordings(
+    spec: str, fs: float, progress: Report | None = None, *, root: Path = Path(), duration: float = 10.0
+) -> ECGDataset:
+    """Every recording of one source, without labels; bad ones are left out and listed in ``skipped``.
+
+    Args:
+        spec: as a source in a configuration (``kind``, ``kind:folder``), or a folder, whose kind is then read off its files.
+        fs: rate wanted, Hz.
+        progress: told what is being read.
+        root: the folder that ``spec``'s is in.
+        duration: s of each recording.
+
+    Raises:
+        InputError: no such folder, no recordings.
+    """
+    kind, colon, _ = spec.partition(":")
+    if not colon and kind not in KINDS:
+        spec = f"{_kind(Path(root, spec))}:{spec}"
+    return _source(Data(root=str(root), fs=fs, duration=duration, on_error="skip"), spec, False, progress)
+
+
+def _kind(folder: Path) -> str:
+    """The kind of source in a folder, by the table it comes with; any tree of WFDB records where there is none."""
+    from ecgmeta.data.auditing.parts import MARKS
+
+    return next((kind for mark, kind in MARKS.items() if (folder / mark).is_file()), "wfdb")
+
+
 def _notes(data: Data, groups: int, skipped: list[str]) -> list[str]:
     notes = []
     if any(spec.startswith("synthetic") for spec in [*data.pretrain, data.finetune]):

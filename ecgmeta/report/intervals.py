@@ -19,7 +19,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -40,6 +39,7 @@ _ACTIVITY_SD = 0.014  # s: bridges the notches of a QRS complex
 _FLOOR = 0.08  # of the activity's peak
 _QRS_WINDOW = 320.0  # ms about its peak in which neurokit2 looks for the ends of a QRS complex
 _P_REACH, _T_REACH = 0.120, 0.250  # s from the peak in which P begins and T ends
+_LATEST_T = 0.85  # of RR
 _SMOOTH = 0.010  # s, SD: slopes are taken of smoothed leads
 _ISOELECTRIC = 0.016  # s before the QRS onset: the PR baseline
 _UNDIRECTED = 0.1  # net over absolute QRS area below which there is no axis
@@ -53,37 +53,41 @@ class _Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Quantity:
-    """Something measured.
+    """Something measured, and how exactly: the errors are (measured − LUDB's cardiologists), at 100 Hz, in `unit`.
 
     Attributes:
         key: its key in what :func:`measure` returns.
         name: as said on a page.
         unit: of its values.
-        error: SD of (measured − LUDB's cardiologists) over the records of LUDB, in `unit`.
+        bias: median error.
+        error: half the width of the middle 68 % of errors: their SD, but for the few records in which another wave is taken.
+        sd: SD of all errors, those records among them.
         digits: decimals worth showing.
     """
 
     key: str
     name: str
     unit: str
+    bias: float
     error: float
+    sd: float
     digits: int = 0
 
     @property
     def noise(self) -> float:
         """What a shift between two measurements must exceed to be more than their errors explain: ``1.96·√2·error``
-        (Bland and Altman's repeatability coefficient; an upper bound where two errors of one record are alike)."""
+        (Bland and Altman's repeatability coefficient; an upper bound, for the errors of one heart are much alike)."""
         return 1.96 * math.sqrt(2) * self.error
 
 
 QUANTITIES = (
-    Quantity("heart_rate", "Heart rate", "beats/min", 1.8),
-    Quantity("pr", "PR interval", "ms", 10.0),
-    Quantity("qrs", "QRS duration", "ms", 13.4),
-    Quantity("qt", "QT interval", "ms", 20.0),
-    Quantity("qtc", "QTc (Fridericia)", "ms", 21.0),
-    Quantity("axis", "Frontal QRS axis", "°", 10.0),
-    *(Quantity(f"st_{lead}", f"ST level, {lead}", "mV", 0.02, 3) for lead in STANDARD_LEADS),
+    Quantity("heart_rate", "Heart rate", "beats/min", 0.0, 0.42, 2.5, 1),
+    Quantity("pr", "PR interval", "ms", -4.1, 6.0, 7.3),
+    Quantity("qrs", "QRS duration", "ms", 0.0, 9.5, 13.9),
+    Quantity("qt", "QT interval", "ms", -6.6, 8.6, 17.6),
+    Quantity("qtc", "QTc (Fridericia)", "ms", -6.7, 10.6, 20.5),
+    Quantity("axis", "Frontal QRS axis", "°", 0.1, 1.1, 3.5),
+    *(Quantity(f"st_{lead}", f"ST level, {lead}", "mV", 0.0, 0.01, 0.04, 3) for lead in STANDARD_LEADS),
 )
 
 
@@ -117,15 +121,15 @@ def measure(signal: NDArray[np.floating], fs: float, leads: Sequence[str]) -> Me
         return values
 
 
-def shift(before: Measures, after: Measures) -> Measures:
-    """``after − before`` of every quantity, the axis by the shorter way round (−180 to 180).
+def sound(measures: Measures) -> Measures:
+    """The measures of an original recording, without a PR where no P wave keeps its place before R."""
+    return measures if measures["p_scatter"] <= STEADY_P else measures | {"pr": math.nan}
 
-    PR where the first recording has P waves that keep their place.
-    """
+
+def shift(before: Measures, after: Measures) -> Measures:
+    """``after − before`` of every quantity, the axis by the shorter way round (−180 to 180)."""
     out = {quantity.key: after[quantity.key] - before[quantity.key] for quantity in QUANTITIES}
     out["axis"] = (out["axis"] + 180) % 360 - 180
-    if not before["p_scatter"] <= STEADY_P:
-        out["pr"] = math.nan
     return out
 
 
@@ -140,7 +144,8 @@ def _measure(x: Signal, leads: Sequence[str]) -> Measures:
     chosen = [place for place in match_leads(leads, P_LEADS, "measure") if place is not None]
     of_p = [marks[place] for place in chosen] or marks
     p_onset = _quantile([_typical(mark["p_onset"]) for mark in of_p], 0.1)
-    t_end = _quantile([_typical(mark["t_end"]) for mark in marks], 0.5)
+    ends = [_typical(mark["t_end"]) for mark in marks]
+    t_end = _quantile([at for at in ends if at < _LATEST_T * rr * HZ], 0.5)  # later is the next beat's P
     wander = [_typical(np.abs(mark["p_peak"] - _typical(mark["p_peak"]))) for mark in of_p]
     out["p_scatter"] = _ms(_quantile(wander, 0.5))
     out["pr"], out["qt"] = _ms(onset - p_onset), _ms(t_end - onset)
@@ -173,7 +178,9 @@ def read_levels(
         return {}
     st = np.median(levels, axis=0)
     places = match_leads(leads, STANDARD_LEADS, "measure")
-    out = {f"st_{lead}": float(st[p]) for lead, p in zip(STANDARD_LEADS, places, strict=True) if p is not None}
+    out = {
+        f"st_{lead}": float(st[p]) for lead, p in zip(STANDARD_LEADS, places, strict=True) if p is not None
+    }
     try:
         terms = lead_terms(leads, ("I", "aVF"), "measure", derive=True)
     except InputError:
@@ -209,9 +216,10 @@ def _p_and_t(lead: Signal, beats: NDArray[np.int64], onset: float) -> dict[str, 
     waves = _delineate(clean, beats)
     smooth = gaussian_filter1d(clean, _SMOOTH * HZ)
     p, t = waves["ECG_P_Peaks"], waves["ECG_T_Peaks"]
-    p_onset = [_foot(smooth, at, -round(_P_REACH * HZ)) for at in p]
+    p_onset = np.array([_foot(smooth, at, -round(_P_REACH * HZ)) for at in p])
     quiet = smooth[np.clip(np.rint(beats + onset), 0, len(lead) - 1).astype(int)]
-    t_end = [_foot(smooth - level, at, round(_T_REACH * HZ)) for at, level in zip(t, quiet, strict=True)]
+    reach = round(_T_REACH * HZ)
+    t_end = np.array([_foot(smooth - level, at, reach) for at, level in zip(t, quiet, strict=True)])
     return {"p_peak": p - beats, "p_onset": p_onset - beats, "t_end": t_end - beats}
 
 
@@ -257,25 +265,18 @@ def _ask(function: str, *arguments: Any, **settings: Any) -> Any:
         raise _Unreadable(f"{function}: {error}") from error
 
 
-@cache
-def _filter(low: float, high: float) -> Signal:
-    from scipy.signal import butter
-
-    kind, corner = ("band", [low, high]) if low else ("low", high)
-    return np.asarray(butter(2, corner, kind, fs=HZ, output="sos"))
-
-
 def _band(x: Signal) -> Signal:
     """5 to 25 Hz: QRS complexes, little else."""
-    from scipy.signal import sosfiltfilt
+    from scipy.signal import butter, sosfiltfilt
 
-    return np.asarray(sosfiltfilt(_filter(5.0, 25.0), x, axis=1))
+    return np.asarray(sosfiltfilt(butter(2, (5.0, 25.0), "band", fs=HZ, output="sos"), x, axis=1))
 
 
 def _low(x: Signal) -> Signal:
-    from scipy.signal import sosfiltfilt
+    """Below 40 Hz: no mains, little muscle."""
+    from scipy.signal import butter, sosfiltfilt
 
-    return np.asarray(sosfiltfilt(_filter(0.0, 40.0), x, axis=1))
+    return np.asarray(sosfiltfilt(butter(2, 40.0, "low", fs=HZ, output="sos"), x, axis=1))
 
 
 def _rms(x: Signal) -> Signal:
