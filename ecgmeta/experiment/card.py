@@ -39,7 +39,7 @@ def write(
     learned = load_augmenter(folder)
     unlearned = None if before is None else load_augmenter(before)
     with progress_bar() as progress:
-        found = recordings(data, learned.input_fs, progress)
+        found = recordings(data, learned.input_fs, progress, simulated=records)
         say("loading neurokit2")
         card = make_card(
             learned, found, before=unlearned, records=records, seed=seed, name=data, progress=progress

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgmeta.experiment.config import Data, Experiment
+from ecgmeta.experiment.config import Data, Experiment, Synthetic
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.files import write_atomic, write_text
 from ecgmeta.runtime.progress import Report, progress_bar, say
@@ -192,7 +192,7 @@ def _source(
 
 
 def recordings(
-    spec: str, fs: float, progress: Report | None = None, *, root: Path = Path(), duration: float = 10.0
+    spec: str, fs: float, progress: Report | None = None, *, duration: float = 10.0, simulated: int = 2000
 ) -> ECGDataset:
     """Every recording of one source, without labels; bad ones are left out and listed in ``skipped``.
 
@@ -200,16 +200,17 @@ def recordings(
         spec: as a source in a configuration (``kind``, ``kind:folder``), or a folder, whose kind is then read off its files.
         fs: rate wanted, Hz.
         progress: told what is being read.
-        root: the folder that ``spec``'s is in.
         duration: s of each recording.
+        simulated: how many, where ``spec`` is ``synthetic``.
 
     Raises:
         InputError: no such folder, no recordings.
     """
     kind, colon, _ = spec.partition(":")
     if not colon and kind not in KINDS:
-        spec = f"{_kind(Path(root, spec))}:{spec}"
-    return _source(Data(root=str(root), fs=fs, duration=duration, on_error="skip"), spec, False, progress)
+        spec = f"{_kind(Path(spec))}:{spec}"
+    data = Data(fs=fs, duration=duration, on_error="skip", synthetic=Synthetic(n=simulated))
+    return _source(data, spec, False, progress)
 
 
 def _kind(folder: Path) -> str:

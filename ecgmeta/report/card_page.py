@@ -117,7 +117,7 @@ def _charts(card: Card) -> list[Picture]:
         counts = np.histogram(np.clip(shifts, -most, most), edges)[0].tolist()
         noise = _fixed(quantity.noise, max(quantity.digits, 1))
         caption = (
-            f"{shifts.size} recordings; errors of measurement explain up to ±{noise} {quantity.unit}. "
+            f"{shifts.size} recordings; errors of measurement explain up to ±{noise}{_unit(quantity)}. "
             "The outermost bars hold what lies beyond."
         )
         label = f"augmented − original, {quantity.unit}"
@@ -135,7 +135,7 @@ def _flags(case: Case) -> dict[str, Any]:
             {
                 "text": f"{one.criterion.name} {'appears' if one.appeared else 'vanishes'}",
                 "beyond": one.beyond_noise,
-                "values": _change(case, one.criterion.quantity, one.before, one.after),
+                "change": _change(case, one.criterion.quantity, one.before, one.after),
             }
             for one in case.crossed
         ],
@@ -152,7 +152,12 @@ def _change(case: Case, key: str, before: float, after: float) -> str:
 
 def _arrow(case: Case, quantity: Quantity) -> str:
     old, new = (_fixed(measures[quantity.key], quantity.digits) for measures in case.measures)
-    return f"{old} → {new}{'' if quantity.unit == '°' else ' '}{quantity.unit}"
+    return f"{old} → {new}{_unit(quantity)}"
+
+
+def _unit(quantity: Quantity) -> str:
+    """What follows a number."""
+    return quantity.unit if quantity.unit == "°" else f" {quantity.unit}"
 
 
 def _person(case: Case) -> str:

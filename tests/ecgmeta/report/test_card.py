@@ -1,11 +1,10 @@
-"""The augmentation card: nothing from nothing, known changes found, a page that stands alone, a command that says what is wrong."""
+"""The augmentation card: nothing from nothing, known changes found, a page that stands alone, a command line."""
 
 from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,13 @@ from torch import Tensor
 
 from ecgmeta.augment import LearnedWarp
 from ecgmeta.augment.learned import Augmenter, Learned
+from ecgmeta.cli import app
 from ecgmeta.data import SyntheticCohort
 from ecgmeta.data.leads import STANDARD_LEADS
 from ecgmeta.data.synthetic import Nuisances, Rhythm
 from ecgmeta.report.card import Card, as_json, criteria, make_card, summary, verdict, write_card
 from ecgmeta.report.card_page import render_card
+from ecgmeta.runtime.cli import guarded
 from ecgmeta.runtime.errors import InputError
 
 EVIL = "<script>alert('x')</script>&"
@@ -176,6 +177,7 @@ def test_the_page_stands_alone(stretched: Card) -> None:
     assert not page.all("link")
     assert all(image["src"].startswith("data:") for image in page.all("img"))
     assert EVIL not in html
+    assert " at 0x" not in html
     assert "default-src 'none'" in html
 
 
@@ -190,29 +192,39 @@ def test_the_numbers_beside_the_page(stretched: Card, tmp_path: Path) -> None:
     assert as_json(stretched)["verdict"] == values["verdict"]
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ecgmeta", "augment", "card", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+Run = Callable[..., tuple[object, str, str]]
 
 
-def test_the_command_makes_a_card_of_a_run(tmp_path: Path) -> None:
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command line: exit code, standard output, standard error."""
+
+    def command(*arguments: object) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as leaving:
+            guarded(lambda: app(["augment", "card", *map(str, arguments)]))
+        return leaving.value.code, *capsys.readouterr()
+
+    return command
+
+
+def test_the_command_makes_a_card_of_a_run(run: Run, tmp_path: Path) -> None:
     LearnedWarp(12, 1.0, 100.0).save_pretrained(tmp_path / "run" / "augmenter_before")
     LearnedWarp(12, 0.5, 100.0).save_pretrained(tmp_path / "run" / "augmenter")
-    done = run(tmp_path / "run", "--data", "synthetic", "--records", 4, "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "card.html" in done.stdout
-    assert "measuring [4/4]" in done.stderr
+    code, out, err = run(tmp_path / "run", "--data", "synthetic", "--records", 4, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert "card.html" in out
+    assert "measuring [4/4]" in err
     values = json.loads((tmp_path / "out" / "card.json").read_text())
-    assert [row["before"]["mean"] for row in values["learned"]][0] == 1.0
-    assert [row["now"]["mean"] for row in values["learned"]][0] == 0.5
+    magnitude = values["learned"][0]
+    assert (magnitude["before"]["mean"], magnitude["now"]["mean"]) == (1.0, 0.5)
 
 
-def test_the_command_finds_out_what_a_folder_holds(real_data: Path, tmp_path: Path) -> None:
+def test_the_command_finds_out_what_a_folder_holds(run: Run, real_data: Path, tmp_path: Path) -> None:
     LearnedWarp(12, 1.0, 100.0).save_pretrained(tmp_path / "warp")
-    out = tmp_path / "card.html"
-    done = run(tmp_path / "warp", "--data", real_data / "ptbxl_fixture", "--records", 3, "-o", out)
-    assert done.returncode == 0, done.stderr
-    values = json.loads(out.with_suffix(".json").read_text())
+    page = tmp_path / "card.html"
+    code, _, err = run(tmp_path / "warp", "--data", real_data / "ptbxl_fixture", "--records", 3, "-o", page)
+    assert code == 0, err
+    values = json.loads(page.with_suffix(".json").read_text())
     assert values["available"] == 10
     assert values["learned"][0]["before"] is None
 
@@ -228,18 +240,18 @@ def test_the_command_finds_out_what_a_folder_holds(real_data: Path, tmp_path: Pa
     ],
 )
 def test_bad_input_is_one_line_and_code_2(
-    leads: int, options: tuple[str, ...], said: str, tmp_path: Path
+    run: Run, leads: int, options: tuple[str, ...], said: str, tmp_path: Path
 ) -> None:
     LearnedWarp(leads, 1.0, 100.0).save_pretrained(tmp_path / "warp")
-    done = run(tmp_path / "warp", *options, "-o", tmp_path / "card.html")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    code, _, err = run(tmp_path / "warp", *options, "-o", tmp_path / "card.html")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: ")
+    assert said in err
+    assert "Traceback" not in err
     assert not (tmp_path / "card.html").exists()
 
 
-def test_no_augmenter_is_said(tmp_path: Path) -> None:
-    done = run(tmp_path / "none", "--data", "synthetic")
-    assert done.returncode == 2
-    assert "no such folder" in done.stderr
+def test_no_augmenter_is_said(run: Run, tmp_path: Path) -> None:
+    code, _, err = run(tmp_path / "none", "--data", "synthetic")
+    assert code == 2
+    assert "no such folder" in err

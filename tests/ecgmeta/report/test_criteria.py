@@ -81,4 +81,11 @@ def test_every_criterion_has_a_source_and_the_error_of_its_quantity() -> None:
     errors = {quantity.key: quantity.noise for quantity in QUANTITIES}
     for criterion in CRITERIA:
         assert criterion.source
-        assert criterion.noise == errors[criterion.quantity.replace("st", "st_II") if criterion.quantity == "st" else criterion.quantity]
+        assert (
+            criterion.noise
+            == errors[
+                criterion.quantity.replace("st", "st_II")
+                if criterion.quantity == "st"
+                else criterion.quantity
+            ]
+        )

@@ -61,25 +61,35 @@ def test_the_same_recording_measured_twice_does_not_shift(
         assert set(shift(first, second).values()) == {0.0}
 
 
-def test_time_stretched_by_a_tenth_is_found_as_that(originals: list[Measures], hearts: SyntheticCohort) -> None:
+def test_time_stretched_by_a_tenth_is_found_as_that(
+    originals: list[Measures], hearts: SyntheticCohort
+) -> None:
     """The same samples, said to be further apart: every interval is 1.1 times as long, exactly."""
     slower = measured(hearts.signals, FS / 1.1)
     for key, factor, exact in (("heart_rate", 1 / 1.1, 0.002), ("pr", 1.1, 0.02), ("qt", 1.1, 0.02)):
         ratio = column(slower, key) / column(originals, key)
         assert np.median(ratio) == pytest.approx(factor, abs=exact), key
-    assert np.median(column(slower, "qtc") / column(originals, "qtc")) == pytest.approx(1.1 ** (2 / 3), abs=0.02)
+    assert np.median(column(slower, "qtc") / column(originals, "qtc")) == pytest.approx(
+        1.1 ** (2 / 3), abs=0.02
+    )
     # Activity is smoothed over a fixed time, so a QRS complex grows by a little less.
     assert 1.05 < np.median(column(slower, "qrs") / column(originals, "qrs")) < 1.11
 
 
-def test_doubled_amplitude_doubles_st_and_nothing_else(hearts: SyntheticCohort, originals: list[Measures]) -> None:
+def test_doubled_amplitude_doubles_st_and_nothing_else(
+    hearts: SyntheticCohort, originals: list[Measures]
+) -> None:
     for before, after in zip(originals[:4], measured(2 * hearts.signals[:4]), strict=True):
         for key, value in before.items():
-            assert after[key] == pytest.approx((2 if key.startswith("st_") else 1) * value, rel=0.01, abs=1e-3), key
+            assert after[key] == pytest.approx(
+                (2 if key.startswith("st_") else 1) * value, rel=0.01, abs=1e-3
+            ), key
 
 
 @pytest.mark.parametrize("degrees", [40.0, -75.0, 170.0])
-def test_a_turned_heart_is_found_turned(hearts: SyntheticCohort, originals: list[Measures], degrees: float) -> None:
+def test_a_turned_heart_is_found_turned(
+    hearts: SyntheticCohort, originals: list[Measures], degrees: float
+) -> None:
     """The frontal plane rotated: I + i·2/√3·aVF times exp(iθ)."""
     x = hearts.signals[:4].astype(np.float64)
     plane = (x[:, 0] + 2j / math.sqrt(3) * x[:, 5]) * np.exp(1j * np.radians(degrees))
