@@ -207,7 +207,7 @@ def recordings(
         InputError: no such folder, no recordings.
     """
     kind, colon, _ = spec.partition(":")
-    if not colon and kind not in KINDS:
+    if kind not in KINDS and (not colon or Path(spec).is_dir()):
         spec = f"{_kind(Path(spec))}:{spec}"
     data = Data(fs=fs, duration=duration, on_error="skip", synthetic=Synthetic(n=simulated))
     return _source(data, spec, False, progress)

@@ -17,7 +17,7 @@ from ecgmeta.augment.learned import Augmenter, Learned
 from ecgmeta.data.auditing.rhythm import sample
 from ecgmeta.data.dataset import ECGDataset
 from ecgmeta.report.criteria import CRITERIA, Crossing, Person, crossings
-from ecgmeta.report.intervals import QUANTITIES, Measures, measure, shift, sound
+from ecgmeta.report.intervals import QUANTITIES, Measures, measure, printed, shift, sound
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.files import write_json, write_text
 from ecgmeta.runtime.progress import Report
@@ -215,7 +215,7 @@ def criteria(card: Card) -> list[dict[str, Any]]:
     """A row a criterion: how many recordings meet it, before and after, and where that changes."""
     rows = []
     for criterion in CRITERIA:
-        margins = [[criterion.margin(m, case.person) for m in case.measures] for case in card.cases]
+        margins = [[criterion.margin(printed(m), case.person) for m in case.measures] for case in card.cases]
         both = [(a, b) for a, b in margins if math.isfinite(a) and math.isfinite(b)]
         crossed = [(case, one) for case in card.cases for one in case.crossed if one.criterion is criterion]
         rows.append(
@@ -224,8 +224,8 @@ def criteria(card: Card) -> list[dict[str, Any]]:
                 "limit": criterion.limit,
                 "source": criterion.source,
                 "measurable": len(both),
-                "original": sum(a >= 0 for a, _ in both),
-                "augmented": sum(b >= 0 for _, b in both),
+                "original": sum(criterion.met(a) for a, _ in both),
+                "augmented": sum(criterion.met(b) for _, b in both),
                 "appeared": [case.name for case, one in crossed if one.appeared],
                 "vanished": [case.name for case, one in crossed if not one.appeared],
                 "beyond_noise": [case.name for case, one in crossed if one.beyond_noise],

@@ -1,6 +1,6 @@
 """Limits whose crossing would change how a recording is read, each with its source.
 
-A criterion is a margin: how far a recording lies beyond the limit, in the quantity's own unit; it is met from 0 on. So a
+A criterion is a margin: how far a recording lies beyond the limit, in the quantity's own unit; it is met above 0, or from 0 on. So a
 change of margin says how far a recording was moved, whatever the criterion.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ecgmeta.report.intervals import QUANTITIES, Measures
+from ecgmeta.report.intervals import QUANTITIES, Measures, printed
 
 # Neighbours on the chest, and in the frontal plane by Cabrera's sequence (Thygesen et al. 2018).
 CONTIGUOUS = (
@@ -39,6 +39,7 @@ class Criterion:
         source: who set it.
         quantity: key of the quantity it is about (of all leads: ``"st"``).
         margin: how far beyond the limit a recording lies, in the quantity's unit; NaN where it cannot be said.
+        inclusive: the limit itself meets it.
     """
 
     name: str
@@ -46,6 +47,10 @@ class Criterion:
     source: str
     quantity: str
     margin: Callable[[Measures, Person], float]
+    inclusive: bool = False
+
+    def met(self, margin: float) -> bool:
+        return margin >= 0 if self.inclusive else margin > 0
 
     @property
     def noise(self) -> float:
@@ -120,13 +125,21 @@ CRITERIA = (
         "pr",
         _above("pr", 200),
     ),
-    Criterion("Wide QRS (complete block)", "QRS of 120 ms or more", _SURAWICZ, "qrs", _above("qrs", 120)),
+    Criterion(
+        "Wide QRS (complete block)",
+        "QRS of 120 ms or more",
+        _SURAWICZ,
+        "qrs",
+        _above("qrs", 120),
+        inclusive=True,
+    ),
     Criterion(
         "Prolonged QTc",
         "QTc of 450 ms (men) or 460 ms (women, sex unknown) or more",
         _RAUTAHARJU,
         "qtc",
         _long_qt,
+        inclusive=True,
     ),
     Criterion("Left axis deviation", "axis beyond −30°", _SURAWICZ, "axis", lambda m, p: -60 - _turn(m, p)),
     Criterion("Right axis deviation", "axis beyond +90°", _SURAWICZ, "axis", lambda m, p: _turn(m, p) - 60),
@@ -136,8 +149,11 @@ CRITERIA = (
         _THYGESEN,
         "st",
         _st_up,
+        inclusive=True,
     ),
-    Criterion("ST depression", "0.05 mV or more in two contiguous leads", _THYGESEN, "st", _st_down),
+    Criterion(
+        "ST depression", "0.05 mV or more in two contiguous leads", _THYGESEN, "st", _st_down, inclusive=True
+    ),
 )
 
 
@@ -159,10 +175,11 @@ class Crossing:
 
 
 def crossings(before: Measures, after: Measures, person: Person) -> list[Crossing]:
-    """Every criterion that one recording meets before or after, not both."""
+    """Every criterion that one recording meets before or after, not both, by the numbers as they are printed."""
     found = []
+    before, after = printed(before), printed(after)
     for criterion in CRITERIA:
         first, second = criterion.margin(before, person), criterion.margin(after, person)
-        if math.isfinite(first) and math.isfinite(second) and (first >= 0) != (second >= 0):
-            found.append(Crossing(criterion, second >= 0, first, second))
+        if math.isfinite(first) and math.isfinite(second) and criterion.met(first) != criterion.met(second):
+            found.append(Crossing(criterion, criterion.met(second), first, second))
     return found

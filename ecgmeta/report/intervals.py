@@ -136,6 +136,12 @@ def shift(before: Measures, after: Measures) -> Measures:
     return out
 
 
+def printed(measures: Measures) -> Measures:
+    """Rounded to what a report shows: 200.3 ms is read as 200, and no more than that."""
+    digits = {quantity.key: quantity.digits for quantity in QUANTITIES}
+    return {key: round(value, digits.get(key, 0)) for key, value in measures.items()}
+
+
 def _measure(x: Signal, leads: Sequence[str]) -> Measures:
     beats = _beats(x)
     if len(beats) < _FEWEST:

@@ -21,8 +21,7 @@ NORMAL: Measures = {quantity.key: 0.0 for quantity in QUANTITIES} | {
 
 
 def met(person: Person = SOMEONE, **measures: float) -> set[str]:
-    found = {one.name: one.margin(NORMAL | measures, person) for one in CRITERIA}
-    return {name for name, margin in found.items() if margin >= 0}
+    return {one.name for one in CRITERIA if one.met(one.margin(NORMAL | measures, person))}
 
 
 @pytest.mark.parametrize(
@@ -31,6 +30,8 @@ def met(person: Person = SOMEONE, **measures: float) -> set[str]:
         ({}, SOMEONE, set()),
         ({"heart_rate": 59.9}, SOMEONE, {"Bradycardia"}),
         ({"heart_rate": 100.1}, SOMEONE, {"Tachycardia"}),
+        ({"heart_rate": 60.0, "pr": 200.0, "axis": -30.0}, SOMEONE, set()),
+        ({"heart_rate": 100.0, "axis": 90.0}, SOMEONE, set()),
         ({"pr": 201}, SOMEONE, {"First-degree AV block"}),
         ({"qrs": 119}, SOMEONE, set()),
         ({"qrs": 120}, SOMEONE, {"Wide QRS (complete block)"}),
@@ -69,6 +70,12 @@ def test_a_crossing_says_which_way_and_how_far() -> None:
     assert (back.appeared, back.beyond_noise) == (False, False)
     assert back.before == pytest.approx(1)
     assert back.after == pytest.approx(-2)
+
+
+def test_limits_are_crossed_by_printed_numbers() -> None:
+    """No reader is told that 200 ms is above 200 ms."""
+    assert crossings(NORMAL, NORMAL | {"pr": 200.4}, SOMEONE) == []
+    assert [one.criterion.quantity for one in crossings(NORMAL, NORMAL | {"pr": 200.6}, SOMEONE)] == ["pr"]
 
 
 def test_what_could_not_be_measured_crosses_nothing() -> None:
