@@ -1,7 +1,7 @@
 """Limits whose crossing would change how a recording is read, each with its source.
 
-A criterion is a margin: how far a recording lies beyond the limit, in the quantity's own unit; it is met above 0, or from 0 on. So a
-change of margin says how far a recording was moved, whatever the criterion.
+A criterion is a margin: how far a recording lies beyond the limit, in the quantity's own unit. So a change of margin says how
+far a recording was moved, whatever the criterion.
 """
 
 from __future__ import annotations
