@@ -108,18 +108,22 @@ def measure(signal: NDArray[np.floating], fs: float, leads: Sequence[str]) -> Me
     Intervals are medians over beats.
 
     Args:
-        signal: (leads, samples), mV, finite.
+        signal: (leads, samples), mV; leads that are flat or not finite are not used.
         fs: Hz.
         leads: the name of each lead.
+
+    Raises:
+        InputError: another number of leads than of names.
     """
     if signal.ndim != 2 or len(signal) != len(leads):
         raise InputError("measure", "signal", f"shape {signal.shape}", f"({len(leads)} leads, samples)")
     values = dict.fromkeys([quantity.key for quantity in QUANTITIES] + ["p_scatter"], math.nan)
-    x = resample(signal.astype(np.float32), fs, HZ).astype(np.float64)
-    if x.shape[1] < _SHORTEST * HZ:
+    alive = np.ptp(signal, axis=1) > 0  # NaN too is not
+    if not alive.any() or signal.shape[1] < _SHORTEST * fs:
         return values
+    x = resample(signal[alive].astype(np.float32), fs, HZ).astype(np.float64)
     try:
-        return values | _measure(x, leads)
+        return values | _measure(x, [lead for lead, use in zip(leads, alive, strict=True) if use])
     except _Unreadable:
         return values
 
@@ -148,7 +152,10 @@ def _measure(x: Signal, leads: Sequence[str]) -> Measures:
         return {}
     rr = float(np.diff(beats).mean()) / HZ
     onset, end = _qrs(x, beats)
-    out = {"heart_rate": 60 / rr, "qrs": _ms(end - onset)}
+    out = {"heart_rate": 60 / rr}
+    if not math.isfinite(onset + end):
+        return out
+    out["qrs"] = _ms(end - onset)
     marks = [_p_and_t(lead, beats, onset) for lead in x]
     chosen = [place for place in match_leads(leads, P_LEADS, "measure") if place is not None]
     of_p = [marks[place] for place in chosen] or marks

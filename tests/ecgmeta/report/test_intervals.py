@@ -138,6 +138,18 @@ def test_what_cannot_be_read_is_nan(signal: Signals) -> None:
     assert all(math.isnan(value) for value in values.values())
 
 
+def test_a_lead_that_is_flat_or_broken_is_not_used(
+    hearts: SyntheticCohort, originals: list[Measures]
+) -> None:
+    x = hearts.signals[0].copy()
+    x[8], x[9, 100] = 0.0, np.nan
+    found = measure(x, FS, STANDARD_LEADS)
+    assert math.isnan(found["st_V3"])
+    assert math.isnan(found["st_V4"])
+    for key, within in (("heart_rate", 0.5), ("pr", 15), ("qrs", 25), ("qt", 20), ("axis", 5)):
+        assert found[key] == pytest.approx(originals[0][key], abs=within), key
+
+
 def by_beat(waves: pd.DataFrame) -> dict[str, np.ndarray]:
     """The cardiologists' marks of all leads, beat by beat, s: the earliest tenth of QRS and P onsets, the latest tenth of QRS
     ends, the median T end; NaN where fewer than half of the leads have the wave."""
