@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look after recordings.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+augment_app = typer.Typer(help="Look into learned augmentations.", no_args_is_help=True)
+app.add_typer(augment_app, name="augment")
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder made by `ecgmeta pretrain`.")]
 Overrides = Annotated[
@@ -182,6 +184,35 @@ def data_synth(
     from ecgmeta.experiment.cohort import synthesise
 
     typer.echo(repr(synthesise(out, n, fs, seed)))
+
+
+@augment_app.command("card")
+def augment_card(
+    augmenter: Annotated[
+        str, typer.Argument(help="A saved augmenter: its folder, the run it is in, or a hub id owner/name.")
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Recordings: a folder, kind:folder (ptbxl, ludb, wfdb, code15, mitbih) or synthetic."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The page; the numbers go beside it as JSON.")
+    ] = Path("card.html"),
+    before: Annotated[
+        Path | None,
+        typer.Option(help="The augmenter before it learned; by default augmenter_before beside it."),
+    ] = None,
+    records: Annotated[int, typer.Option(help="Recordings that are measured, evenly spaced.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the augmentation.")] = 0,
+) -> None:
+    """Say what an augmenter has learned, show it on ECG paper, and measure what it does to PR, QRS, QT, ST and axis."""
+    from ecgmeta.experiment.card import write
+
+    said, written = write(augmenter, data, out, before=before, records=records, seed=seed)
+    typer.echo(said)
+    typer.echo("card: " + ", ".join(map(str, written)))
 
 
 def _run(folder: Path, experiment: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgmeta.experiment.config import Data, Experiment
+from ecgmeta.experiment.config import Data, Experiment, Synthetic
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.files import write_atomic, write_text
 from ecgmeta.runtime.progress import Report, progress_bar, say
@@ -189,6 +189,35 @@ def _source(
         options["label_policy"] = data.label_policy
     source: Any = {"ptbxl": PTBXL, "ludb": LUDB, "wfdb": WFDBFolder, "code15": CODE15, "mitbih": MITBIH}[kind]
     return source(root, **options)
+
+
+def recordings(
+    spec: str, fs: float, progress: Report | None = None, *, duration: float = 10.0, simulated: int = 2000
+) -> ECGDataset:
+    """Every recording of one source, without labels; bad ones are left out and listed in ``skipped``.
+
+    Args:
+        spec: as a source in a configuration (``kind``, ``kind:folder``), or a folder, whose kind is then read off its files.
+        fs: rate wanted, Hz.
+        progress: told what is being read.
+        duration: s of each recording.
+        simulated: how many, where ``spec`` is ``synthetic``.
+
+    Raises:
+        InputError: no such folder, no recordings.
+    """
+    kind, colon, _ = spec.partition(":")
+    if kind not in KINDS and (not colon or Path(spec).is_dir()):
+        spec = f"{_kind(Path(spec))}:{spec}"
+    data = Data(fs=fs, duration=duration, on_error="skip", synthetic=Synthetic(n=simulated))
+    return _source(data, spec, False, progress)
+
+
+def _kind(folder: Path) -> str:
+    """The kind of source in a folder, by the table it comes with; any tree of WFDB records where there is none."""
+    from ecgmeta.data.auditing.parts import MARKS
+
+    return next((kind for mark, kind in MARKS.items() if (folder / mark).is_file()), "wfdb")
 
 
 def _notes(data: Data, groups: int, skipped: list[str]) -> list[str]:

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from ecgmeta.data.auditing.audit import Audit
 from ecgmeta.data.auditing.findings import CHECKS, Finding, by_check
 from ecgmeta.data.auditing.pool import COMMON, comparable, pairs_together
-from ecgmeta.data.records import Record
 from ecgmeta.report.content import Histogram
 from ecgmeta.report.page import Picture, as_histogram, as_picture, fill
-from ecgmeta.report.paper import USUAL_LENGTH, paper_notes, plot_ecg
+from ecgmeta.report.paper import paper_notes, plot_ecg, thinned
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.files import write_text
 
@@ -26,7 +25,6 @@ PICTURES = 12  # recordings drawn, at most
 BUDGET = 4_000_000  # characters of pictures in a page
 LISTED = 100  # findings of one check that the page spells out; the JSON has them all
 LABELS = 30  # labels whose co-occurrence is shown as a matrix; of more, the commonest pairs
-DRAW_HZ = 250.0  # enough for 25 mm/s on paper: a step of 0.1 mm
 _IN_ONE_LEAD = {
     "clipped",
     "flat_stretch",
@@ -164,7 +162,7 @@ def _draw(audit: Audit, finding: Finding) -> Picture:
     if finding.check in _PAIRED:
         return _pair(audit, finding, title, caption)
     record = audit.record(finding.records[0])
-    signal, fs = _for_drawing(record)
+    signal, fs = thinned(record.signal, record.fs)
     leads = list(record.leads)
     if finding.check in _IN_ONE_LEAD and finding.leads:
         chosen = [
@@ -185,15 +183,6 @@ def _pair(audit: Audit, finding: Finding, title: str, caption: str) -> Picture:
     names = (_cut(finding.records[0], 40), _cut(finding.records[1], 40))
     figure = plot_ecg(first, COMMON.fs, COMMON.lead_names, overlay=second, title=_cut(title, 40), names=names)
     return as_picture(figure, f"ECG {title}, one over the other. {caption}.", title, caption)
-
-
-def _for_drawing(record: Record) -> tuple[NDArray[np.float32], float]:
-    """The first 10 s at about 250 Hz, by means over a few samples."""
-    signal = record.signal[:, : round(USUAL_LENGTH * record.fs)]
-    width = max(1, int(record.fs // DRAW_HZ))
-    count = signal.shape[1] // width
-    means = signal[:, : count * width].reshape(len(signal), count, width).mean(axis=2)
-    return means, record.fs / width
 
 
 # --- Distributions --------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ STANDARD = {name.lower(): name for row in GRIDS["6x2"] for name in row}
 RHYTHM = "II"
 USUAL_LENGTH = 10.0  # s shown unless told: what fits on a sheet
 PULSE_ZONE = 15.0  # mm left of the traces, for the calibration pulse
+DRAW_HZ = 250.0  # enough for 25 mm/s on paper: a step of 0.1 mm
 MARGIN = 5.0  # mm around the paper
 LEAST, MOST = (15.0, 10.0), 25.0  # mm a strip reaches above and below its baseline
 TALLEST = 155.0  # mm of a 3x4 or 6x2 sheet: with its words, what A4 lying on its side holds
@@ -144,6 +145,14 @@ def paper_notes(
 ) -> list[str]:
     """What `plot_ecg` writes under the paper: scale, rate, length, clipped leads, gaps, leads not recorded."""
     return _notes(_sheet(signals, fs, leads, overlay, duration, layout))
+
+
+def thinned(signals: Signal, fs: float) -> tuple[Signal, float]:
+    """The first 10 s at about `DRAW_HZ`, by means over a few samples, and that rate."""
+    signals = signals[:, : round(USUAL_LENGTH * fs)]
+    width = max(1, int(fs // DRAW_HZ))
+    count = signals.shape[1] // width
+    return signals[:, : count * width].reshape(len(signals), count, width).mean(axis=2), fs / width
 
 
 def _sheet(

@@ -20,7 +20,7 @@ from ecgmeta.runtime.errors import InputError
 
 KINDS = ("auto", "wfdb", "ptbxl", "ludb", "code15")
 # A folder with one of these is read by its own source.
-_MARKS = {"ptbxl_database.csv": "ptbxl", "ludb.csv": "ludb", "exams.csv": "code15"}
+MARKS = {"ptbxl_database.csv": "ptbxl", "ludb.csv": "ludb", "exams.csv": "code15"}
 
 
 @dataclass(eq=False)
@@ -100,7 +100,7 @@ def _special(root: Path) -> dict[Path, str]:
     found: dict[Path, str] = {}
     for folder, inside, names in os.walk(root):
         inside.sort()
-        for mark, kind in _MARKS.items():
+        for mark, kind in MARKS.items():
             if mark in names:
                 found[Path(folder)] = kind
                 inside.clear()
