@@ -15,7 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ecgmeta.augment import functional
+from ecgmeta.augment.functional.operation import in_cache
 from ecgmeta.runtime.errors import InputError
+
+MIXING = ("mixup", "cutmix")
+"""Operations that put parts of other records into a record."""
 
 
 class Transform(nn.Module):
@@ -24,7 +28,13 @@ class Transform(nn.Module):
     Args:
         generator: default source of noise; ``forward(x, generator=...)`` overrides it, and torch's own serves
             where both are None.
+
+    Attributes:
+        alone: whether a record's augmentation has nothing to do with the others of its batch, which are then not all
+            worked on at once.
     """
+
+    alone = False
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -32,7 +42,11 @@ class Transform(nn.Module):
 
     def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         functional.check_records(type(self).__name__, x)
-        return self.augment(x, generator or self.generator) if self.training else x
+        if not self.training:
+            return x
+        if not self.alone:
+            return self.augment(x, generator or self.generator)
+        return in_cache(lambda part: self.augment(part, generator or self.generator), x)
 
     def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         raise NotImplementedError
@@ -46,6 +60,8 @@ class ZeroCrop(Transform):
     Args:
         max_fraction: longest crop, as a fraction of the record.
     """
+
+    alone = True
 
     def __init__(self, max_fraction: float = 0.5, generator: torch.Generator | None = None) -> None:
         super().__init__(generator)
@@ -61,6 +77,8 @@ class ZeroCrop(Transform):
 
 class WhiteNoise(Transform):
     """White noise of ``U(0, max_fraction)`` times each lead's standard deviation (the paper's static pipeline)."""
+
+    alone = True
 
     def __init__(self, max_fraction: float = 0.1, generator: torch.Generator | None = None) -> None:
         super().__init__(generator)
@@ -113,6 +131,7 @@ class Random(Transform):
         self.operation = functional.OPERATIONS[operation]
         self.low, self.high = _span(magnitude)
         self.probability, self.settings = probability, dict(settings)
+        self.alone = operation not in MIXING
         if self.operation.timed:
             self.settings["fs"] = fs
         self._check()
@@ -171,6 +190,7 @@ class RealNoise(Transform):
             that make no sense.
     """
 
+    alone = True
     recordings: Tensor
 
     def __init__(
@@ -228,6 +248,7 @@ class Compose(Transform):
     def __init__(self, transforms: Iterable[Transform], generator: torch.Generator | None = None) -> None:
         super().__init__(generator)
         self.transforms = nn.ModuleList(transforms)
+        self.alone = all(getattr(transform, "alone", False) for transform in self.transforms)
 
     def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         for transform in self.transforms:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecgmeta.augment.functional.operation import Noise, operation
+from ecgmeta.augment.functional.operation import Noise, in_cache, operation
 from ecgmeta.runtime.errors import InputError
 
 
@@ -38,7 +38,7 @@ class _Sample(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, positions: Tensor) -> Tensor:
-        return _in_cache(_interpolate, x, positions)
+        return in_cache(_interpolate, x, positions)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -55,7 +55,7 @@ class _Sample(torch.autograd.Function):
             of_x = _add(torch.zeros_like(x), index, gradient * _hat(low).to(x.dtype))
             of_x = _add(of_x, index + 1, gradient * _hat(high).to(x.dtype))
         if ctx.needs_input_grad[1]:
-            of_positions = _in_cache(_pull_back, x, positions, gradient)
+            of_positions = in_cache(_pull_back, x, positions, gradient)
         return of_x, of_positions
 
     @staticmethod
@@ -68,28 +68,6 @@ class _Sample(torch.autograd.Function):
         if of_positions is not None:
             total = total + _slope(x, positions) * of_positions.to(x.dtype)
         return total
-
-
-CHUNK = 1 << 18
-"""Numbers of x that are worked on at once on a CPU: with what is derived from them they stay in its cache."""
-
-
-def _in_cache(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """``function(*tensors)``, some records at a time: twice as fast, where no graph is built and memory is not a GPU's."""
-    x = tensors[0]
-    records = max(1, CHUNK // (x.shape[1] * x.shape[2]))
-    if (
-        torch.is_grad_enabled()
-        or x.device.type != "cpu"
-        or len(x) <= records
-        or torch.compiler.is_compiling()
-    ):
-        return function(*tensors)
-    if any(len(tensor) != len(x) for tensor in tensors):
-        tensors = tuple(tensor.expand(len(x), -1, -1) for tensor in tensors)
-    return torch.cat(
-        [function(*parts) for parts in zip(*(tensor.split(records) for tensor in tensors), strict=True)]
-    )
 
 
 def _interpolate(x: Tensor, positions: Tensor) -> Tensor:
