@@ -215,6 +215,21 @@ def augment_card(
     typer.echo("card: " + ", ".join(map(str, written)))
 
 
+@augment_app.command("import")
+def augment_import(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint of the paper's code (teacher_sd) or of TaskAug's (aug_sd).")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+) -> None:
+    """Turn a checkpoint of the authors' released code into an augmenter of this package."""
+    from ecgmeta.augment import load_checkpoint
+
+    augmenter = load_checkpoint(checkpoint)
+    augmenter.save_pretrained(out)
+    typer.echo(f"{augmenter!r}: {out}")
+
+
 def _run(folder: Path, experiment: Any) -> None:
     from ecgmeta.experiment.stages import run_experiment
 

@@ -21,7 +21,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ecgmeta.augment import LearnedPolicy, LearnedWarp, TwoViews, paper_static
-from ecgmeta.augment.functional import smoothing_kernel
+from ecgmeta.augment.functional import (
+    displacement_statistics,
+    monotone_displacement,
+    random_displacement,
+    smoothing_kernel,
+)
 from tests.bench import reference
 
 BATCH, LEADS, SAMPLES = 256, 12, 1000
@@ -148,6 +153,29 @@ def run(rounds: int = 9) -> None:
         spread = f"{peer / own:.1f} ({ratios[0]:.1f}, {ratios[-1]:.1f})"
         table.add_row(name, f"{BATCH / peer:.0f}", f"{BATCH / own:.0f}", spread, f"{goal:g}")
     console.print(table)
+    console.print(distortion())
+
+
+def distortion() -> Table:
+    """What the warps do to time: 400 records of 1,024 samples at 100 Hz, m(x) = 1."""
+    noise = torch.randn(400, 1024, generator=torch.Generator().manual_seed(0))
+    rows: list[tuple[str, Tensor]] = [
+        (f"paper, g = {g}", random_displacement(torch.tensor(float(g * g)), noise)) for g in (1, 4)
+    ]
+    rows += [
+        (
+            f"never folds, correlation {smoothness:g} s, magnitude {seconds:g} s",
+            monotone_displacement(torch.tensor([[seconds]]), noise, fs=100.0, smoothness=smoothness),
+        )
+        for smoothness, seconds in ((0.25, 0.05), (0.25, 10.0), (2.0, 1.08))
+    ]
+    table = Table(title="displacement of time, 1,024 samples at 100 Hz")
+    for column in ("warp", "SD, samples", "steps that fold back", "positions outside"):
+        table.add_column(column, justify="left" if column == "warp" else "right")
+    for name, displacement in rows:
+        found = displacement_statistics(displacement, 100.0)
+        table.add_row(name, f"{found['sd_ms'] / 10:.1f}", f"{found['folded']:.2%}", f"{found['outside']:.2%}")
+    return table
 
 
 def _turns(works: tuple[Callable[[], object], ...], rounds: int) -> list[tuple[float, ...]]:
