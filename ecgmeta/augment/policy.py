@@ -50,6 +50,22 @@ class Draw:
     log_prob: Tensor
     noise: tuple[tuple[tuple[Tensor, Tensor | None], ...], ...]
 
+    def take(self, records: Tensor) -> Draw:
+        """The draw of some records of the batch alone, in the order of their numbers ``records``."""
+        place = torch.full((len(self.choice),), -1, device=records.device)
+        place[records] = torch.arange(len(records), device=records.device)
+        noise = tuple(
+            tuple(
+                (place[rows][place[rows] >= 0], None if z is None else z[place[rows] >= 0])
+                for rows, z in stage
+            )
+            for stage in self.noise
+        )
+        choice, applied, kind, log_prob = (
+            part[records] for part in (self.choice, self.applied, self.kind, self.log_prob)
+        )
+        return Draw(choice, applied, kind, log_prob, noise)
+
 
 class LearnedPolicy(Augmenter):
     """Stages of augmentation, one after another; in each, every record gets one operation of its own.

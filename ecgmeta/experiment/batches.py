@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from ecgmeta.augment import Augmenter, Transform
+from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.seeds import numpy_generator, torch_generator
 from ecgmeta.simclr import Views, draw_views
 
@@ -78,6 +79,11 @@ class SimCLRBatches:
         batch_size: recordings of a pre-training step, at most all.
         hyper_batch_size: recordings of a φ step's pre-training batch.
         label_batch_size: recordings of a fine-tuning batch.
+        rank, ranks: of a data-parallel run. Each rank draws the whole pre-training batch and works on its part, so that the
+            numbers are those of one process; fine-tuning batches are whole on each.
+
+    Raises:
+        InputError: a batch that the ranks cannot share evenly.
     """
 
     def __init__(
@@ -93,8 +99,10 @@ class SimCLRBatches:
         label_batch_size: int,
         seed: int,
         device: torch.device,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
-        self._pretrain = pretrain
+        self._pretrain, self._rank, self._ranks = pretrain, rank, ranks
         self._train, self._validation = (
             None if data is None else Pool(data, torch.from_numpy(data.labels), device)
             for data in (train, validation)
@@ -103,6 +111,12 @@ class SimCLRBatches:
         self.batch_size = min(batch_size, len(pretrain))
         self.hyper_batch_size = min(hyper_batch_size, len(pretrain))
         self.label_batch_size = label_batch_size
+        for key, size in (
+            ("pretrain.batch_size", self.batch_size),
+            ("meta.hyper_batch_size", self.hyper_batch_size),
+        ):
+            if size % ranks:
+                raise InputError("configuration", key, size, f"a multiple of the {ranks} processes")
         self.steps_per_epoch = len(pretrain) // self.batch_size
         self._seed, self._device = seed, device
         self._order = lru_cache(maxsize=1)(self._epoch_order)
@@ -133,7 +147,8 @@ class SimCLRBatches:
     def _views(self, rows: NDArray[np.int64], purpose: str, *numbers: int) -> Views:
         x = self._pretrain[rows][0].to(self._device)
         generator = torch_generator(self._seed, purpose, *numbers, device=self._device)
-        return draw_views(x, self._static, self._augmenter, generator=generator)
+        views = draw_views(x, self._static, self._augmenter, generator=generator)
+        return views if self._ranks == 1 else views.part(self._rank, self._ranks)
 
     def _labelled(self, pool: Pool | None, purpose: str, step: int, k: int) -> Labelled:
         if pool is None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ecgmeta.augment import Augmenter, LearnedPolicy, score_surrogate
 from ecgmeta.encoders import ResNet1d
 from ecgmeta.runtime.errors import InputError
+from ecgmeta.simclr.gather import gather
 from ecgmeta.simclr.nt_xent import record_losses
 from ecgmeta.simclr.views import Views
 
@@ -46,6 +47,7 @@ class SimCLR(nn.Module):
     def forward(self, views: Views) -> Tensor:
         """NT-Xent of the two views of each record: a scalar. One forward pass serves both.
 
+        In a data-parallel run each rank has an equal part of the batch, and the loss is that of the whole on every rank.
         With a policy its value is the same and its derivative has the score of the policy's choices in it.
 
         Raises:
@@ -54,11 +56,11 @@ class SimCLR(nn.Module):
         if self.augmenter is not None and self.augmenter.training and views.noise is None:
             raise InputError("SimCLR", "noise of views", None, "what draw_views draws for the augmenter")
         x = views.x if self.augmenter is None else self.augmenter(views.x, views.noise)
-        first, second = self.projector(self.encoder(x)).chunk(2)
+        first, second = (gather(part) for part in self.projector(self.encoder(x)).chunk(2))
         if isinstance(self.augmenter, LearnedPolicy) and self.augmenter.training:
             losses, effects = record_losses(first, second, self.temperature)
             now, drawn = (
-                value.view(2, -1).sum(0)
+                gather(value.view(2, -1).sum(0))
                 for value in (self.augmenter.log_prob(views.noise), views.noise.log_prob)
             )
             return score_surrogate(losses, now, drawn, effects)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ecgmeta.augment import Augmenter, Transform
+from ecgmeta.augment.policy import Draw
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,14 @@ class Views:
 
     x: Tensor
     noise: Any = None
+
+    def part(self, number: int, parts: int) -> Views:
+        """One of equal parts of the batch, both views of each of its records: what one of ``parts`` ranks works on."""
+        records = torch.arange(len(self.x), device=self.x.device).view(2, parts, -1)[:, number].flatten()
+        noise = self.noise
+        if noise is not None:
+            noise = noise.take(records) if isinstance(noise, Draw) else noise[records]
+        return Views(self.x[records], noise)
 
 
 def draw_views(

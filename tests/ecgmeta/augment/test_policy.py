@@ -343,17 +343,19 @@ def test_saving_and_loading_gives_the_same_policy_whoever_loads_it(tmp_path: Pat
         assert (loaded.ops, loaded.fs, loaded.settings) == (REAL, 250.0, {"time_warp": {"smoothness": 1.0}})
         assert all(torch.equal(v, policy.state_dict()[k]) for k, v in loaded.state_dict().items())
         draw = loaded.draw(x, _generator(3))
-        torch.testing.assert_close(loaded(x[:1], _first(draw))[0], loaded(x, draw)[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            loaded(x[:1], draw.take(torch.tensor([0])))[0], loaded(x, draw)[0], rtol=1e-4, atol=1e-4
+        )
 
 
-def _first(draw: Any) -> Any:
-    """The draw of the first record alone."""
-    noise = tuple(
-        tuple((rows[rows < 1], None if z is None else z[rows < 1]) for rows, z in stage)
-        for stage in draw.noise
-    )
-    one = {name: getattr(draw, name)[:1] for name in ("choice", "applied", "kind", "log_prob")}
-    return replace(draw, noise=noise, **one)
+def test_a_part_of_a_draw_is_what_its_records_get() -> None:
+    policy, x = _policy(magnitude="network", ops=REAL), _x(9)
+    policy.frozen_statistics = True
+    draw = policy.train().draw(x, _generator(3))
+    records = torch.tensor([7, 2, 4])
+    out = policy(x[records], draw.take(records))
+    torch.testing.assert_close(out, policy(x, draw)[records], rtol=1e-4, atol=1e-5)
+    assert torch.equal(policy.log_prob(draw)[records], policy.log_prob(draw.take(records)))
 
 
 def test_times_stay_the_same_times_at_another_rate() -> None:
