@@ -5,7 +5,7 @@ Start from :class:`Problem` (or :class:`ModuleProblem` for ordinary modules), th
 :func:`meta_train`.
 """
 
-from ecgmeta.bilevel.batches import Batches, LoaderBatches
+from ecgmeta.bilevel.batches import Batches, LoaderBatches, MicroBatches
 from ecgmeta.bilevel.check import Check, check_hypergradient
 from ecgmeta.bilevel.hypergradient import Hypergradient, hypergradient
 from ecgmeta.bilevel.implicit_head import ImplicitHead
@@ -54,6 +54,7 @@ __all__ = [
     "LoaderBatches",
     "LowPrecision",
     "MetaState",
+    "MicroBatches",
     "ModuleProblem",
     "Neumann",
     "Nystrom",

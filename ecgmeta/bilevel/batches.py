@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 
@@ -29,6 +30,21 @@ class Batches(Protocol):
     def validation(self, step: int, k: int) -> Any:
         """A fine-tuning validation batch; ``k`` counts the draws of a φ step."""
         ...
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """A pre-training batch too large for one pass: parts whose gradients are averaged before the step.
+
+    The step is that of the mean of the parts' losses, each part seeing itself alone: contrastive negatives, like batch
+    statistics, come from a part.
+    """
+
+    parts: Sequence[Any]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("MicroBatches needs at least one part")
 
 
 class LoaderBatches:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, Literal
 
-from ecgmeta.bilevel.batches import Batches
+import torch
+
+from ecgmeta.bilevel.batches import Batches, MicroBatches
 from ecgmeta.bilevel.distributed import Reduce, local, mean_of
 from ecgmeta.bilevel.hypergradient import Hypergradient, hypergradient
 from ecgmeta.bilevel.inverse import Solver
@@ -89,6 +91,7 @@ def meta_train(
     on_failure: Literal["raise", "skip"] = "skip",
     products: Products | None = None,
     reduce: Reduce = local,
+    autocast: torch.dtype | None = None,
 ) -> Iterator[Report]:
     """Pre-train θ while φ follows its hypergradient (paper, Algorithm 1). The caller drives it and may stop anywhere.
 
@@ -111,6 +114,11 @@ def meta_train(
             :data:`~ecgmeta.bilevel.probe.ROUTES` that agrees with double backward on the first φ step's batch, and keeps it in
             ``state.route``. Which is the cheapest is measured: name one where a repetition must be equal to the last bit.
         reduce: mean over data-parallel ranks of every loss, gradient and product.
+        autocast: lower precision of the plain steps' losses, such as ``torch.bfloat16``. A φ step, its own pre-training step
+            included, stays in the precision of θ: second derivatives lose what they are made of in bfloat16.
+
+    Where ``batches.pretrain`` gives :class:`~ecgmeta.bilevel.batches.MicroBatches`, a step takes the mean of their gradients, and
+    a φ step takes its products on ``batches.hyper`` (as with ``share=False``): its curvature is then that of one draw's loss.
 
     Raises:
         FloatingPointError: a loss is not finite.
@@ -123,7 +131,7 @@ def meta_train(
         state.check_phi_optimizers()
 
     def draw(k: int) -> Hypergradient:
-        shared = share and k == 0
+        shared = whole and k == 0
         _hold_noise(problem, state.step, k)
         first = k * finetune.train_batches
         return hypergradient(
@@ -137,7 +145,7 @@ def meta_train(
             finetune=finetune,
             inverse=inverse,
             head_state=state.head_state,
-            products=products or _chosen(problem, state, batch, reduce),
+            products=products or _chosen(problem, state, batch.parts[0] if micro else batch, reduce),
             reduce=reduce,
             recording=_recording(problem) if shared else None,
         )
@@ -148,11 +156,13 @@ def meta_train(
         diagnostics: dict[str, float] = {}
         _hold_noise(problem, step)
         batch = batches.pretrain(step)
+        micro = isinstance(batch, MicroBatches)
+        whole = share and not micro
         if schedule.is_phi_step(step):
-            if not share:
-                loss = _pretrain_step(problem, state, batch, reduce)
+            if not whole:
+                loss = _pretrain_step(problem, state, batch, reduce, autocast)
             hyper, first, diagnostics, skipped = _mean_of_draws(draw, accumulate)
-            if share:
+            if whole:
                 loss = float(mean_of(first.loss, reduce))
                 _apply(state, reduce(first.gradient))
             if skipped and on_failure == "raise":
@@ -161,7 +171,7 @@ def meta_train(
                 state.signal.update(hyper.phi)
                 diagnostics |= phi_step(state, hyper.phi) | state.signal.diagnostics()
         else:
-            loss = _pretrain_step(problem, state, batch, reduce)
+            loss = _pretrain_step(problem, state, batch, reduce, autocast)
             if schedule.learns(step):
                 head_loss = _head_step(problem, state, batches.train(step, 0), head_optimizer, reduce)
         state.step = step + 1
@@ -209,13 +219,23 @@ def _hold_noise(problem: Problem, step: int, draw: int = 0) -> None:
         problem.at_step(step, draw)
 
 
-def _pretrain_step(problem: Problem, state: MetaState, batch: Any, reduce: Reduce) -> float:
-    with _recording(problem):
-        loss = problem.pretrain_loss(state.theta, detach(state.phi), batch)
-    mean = mean_of(loss, reduce)
-    check_scalar(mean, "pre-training loss")
-    _apply(state, reduce(gradient(loss, state.theta)))
-    return float(mean)
+def _pretrain_step(
+    problem: Problem, state: MetaState, batch: Any, reduce: Reduce, autocast: torch.dtype | None
+) -> float:
+    parts = batch.parts if isinstance(batch, MicroBatches) else (batch,)
+    device = next(iter(state.theta.values())).device.type
+    total: Tree = {}
+    mean = 0.0
+    for part in parts:
+        with _recording(problem), torch.autocast(device, autocast, enabled=autocast is not None):
+            loss = problem.pretrain_loss(state.theta, detach(state.phi), part)
+        value = mean_of(loss, reduce)
+        check_scalar(value, "pre-training loss")
+        mean += float(value) / len(parts)
+        step = gradient(loss / len(parts), state.theta)
+        total = axpy(1.0, total, step) if total else step
+    _apply(state, reduce(total))
+    return mean
 
 
 def _head_step(problem: Problem, state: MetaState, batch: Any, optimizer: Optimizer, reduce: Reduce) -> float:
