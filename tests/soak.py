@@ -70,16 +70,17 @@ class Soak:
     def round(self, run: Path, kills: int, longest: float) -> None:
         """Start and kill ``run`` until it ends; after ``kills`` kills it is left alone."""
         while True:
+            old = _parts(run)
             process = self.start(run)
             if self.killed < kills:
                 delay = self.rng.uniform(0, longest)
                 writing = self.killed % 3 == 2
-                ended = self._wait(process, delay, run if writing else None)
+                ended = self._wait(process, delay, run if writing else None, old)
                 if ended is None:
                     os.kill(process, signal.SIGKILL)
                     os.waitpid(process, 0)
                     self.killed += 1
-                    left = " in the middle of a write" if _parts(run) else ""
+                    left = " in the middle of a write" if _parts(run) - old else ""
                     print(f"kill {self.killed:3d} after {delay:5.2f} s{left}: {where(run)}")
                     continue
             else:
@@ -88,8 +89,8 @@ class Soak:
                 raise SystemExit(f"{run.name} failed by itself: {self.folder / run.name}.log")
             return
 
-    def _wait(self, process: int, seconds: float, writing: Path | None) -> int | None:
-        """The exit status of a process that ends within ``seconds``, else None; then a second more for a write to begin."""
+    def _wait(self, process: int, seconds: float, writing: Path | None, old: set[str]) -> int | None:
+        """The exit status of a process that ends within ``seconds``, and a second more for a new write; else None."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             done, status = os.waitpid(process, os.WNOHANG)
@@ -97,7 +98,7 @@ class Soak:
                 return status
             time.sleep(0.002)
         until = time.monotonic() + 1
-        while writing is not None and time.monotonic() < until and not _parts(writing):
+        while writing is not None and time.monotonic() < until and not _parts(writing) - old:
             pass
         done, status = os.waitpid(process, os.WNOHANG)
         return status if done else None
@@ -117,11 +118,12 @@ def _call(*arguments: str) -> int:
     return 0
 
 
-def _parts(run: Path) -> list[str]:
-    found = []
+def _parts(run: Path) -> set[str]:
+    """What is being written in a run, or was when it was killed."""
+    found: set[str] = set()
     for folder in (run, run / "finetune", run / "compare" / "simclr"):
         if folder.is_dir():
-            found += [name for name in os.listdir(folder) if name.endswith(PART)]
+            found |= {name for name in os.listdir(folder) if name.endswith(PART)}
     return found
 
 

@@ -26,12 +26,13 @@ LOGIT_LIMIT = 20.0
 MOST_SHRINKS = 20
 """Halvings of one rate before a run is given up: a millionth of what was asked for teaches φ nothing."""
 
-TRY = {
-    "series": "a smaller meta.step_size, or meta.damping",
-    "non-finite": "a smaller pretrain.lr or meta.step_size",
-    "weights": "a smaller pretrain.lr or meta.head_lr",
-    "runaway": "a smaller meta.magnitude_lr or meta.lr, or meta.clip",
+KEYS = {
+    "series": "meta.step_size, meta.damping",
+    "non-finite": "meta.step_size, pretrain.lr",
+    "runaway": "meta.magnitude_lr, meta.lr, meta.clip",
+    "weights": "pretrain.lr, meta.head_lr",
 }
+"""What to set where a reason says what to try."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,12 @@ class PhiGuard:
         if failure.action == "stop":
             return
         n = self._counts[failure.kind] = self._counts.get(failure.kind, 0) + 1
-        done = "the step is not taken"
+        done = "φ step not taken"
         if failure.action == "shrink":
             done = self._shrink(failure.kind)
         if n & (n - 1) == 0:  # the 1st, 2nd, 4th, 8th ...: said, and no flood
-            times = f" ({n} times now)" if n > 1 else ""
-            say(f"step {step}: {failure.reason}: {done}{times}. Try {TRY[failure.kind]}.")
+            times = f", {n} times now" if n > 1 else ""
+            say(f"step {step}: {done}{times}: {failure.reason} ({KEYS[failure.kind]})")
 
     def _shrink(self, kind: str) -> str:
         done = []
@@ -147,7 +148,7 @@ class PhiGuard:
                 value.copy_(phi[name])
             for optimizer, before in zip(self._state.phi_optimizers, optimizers, strict=True):
                 optimizer.load_state_dict(copy.deepcopy(before))
-            return "non-finite", f"φ is not finite ({broken[0]})"
+            return "non-finite", f"φ is not finite, from {broken[0]} on; try smaller learning rates"
         reasons = []
         for name, value in self._state.phi.items():
             limit = self._limit(name)
@@ -157,7 +158,9 @@ class PhiGuard:
                     f"{name} reached {float(value.abs().max()):.3g}, beyond its limit of {limit:g}"
                 )
                 value.copy_(torch.where(beyond, phi[name], value))
-        return ("runaway", f"φ runs away: {'; '.join(reasons)}") if reasons else None
+        if not reasons:
+            return None
+        return "runaway", f"φ runs away: {'; '.join(reasons)}; try smaller learning rates of φ, or a clip"
 
     def _limit(self, name: str) -> float:
         last = name.rpartition(".")[2]
@@ -175,10 +178,12 @@ class PhiGuard:
 
 def diverged(failure: Failure, step: int) -> Diverged:
     """What to raise for a failure that stops."""
-    advice = f"start a new run with {TRY[failure.kind]}"
-    if failure.kind != "weights":
-        advice = f"the same command with meta.on_failure=skip or shrink goes on from it, or {advice}"
-    return Diverged(f"step {step}: {failure.reason}. The last checkpoint stands: {advice}.")
+    onwards = (
+        "" if failure.kind == "weights" else " The same command with meta.on_failure=skip goes on from it."
+    )
+    return Diverged(
+        f"step {step}: {failure.reason} ({KEYS[failure.kind]}, in a new run). The last checkpoint stands.{onwards}"
+    )
 
 
 def not_finite(tree: Mapping[str, Tensor]) -> str | None:

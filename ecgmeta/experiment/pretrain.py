@@ -100,20 +100,20 @@ def pretrain(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
             for report in named(loop, training.state, rates, lost):
                 done = report.step + 1
                 training.pace.stepped(report.step)
-                stopping = stop.number is not None  # asked once: what is stopped is what was saved
-                saving = stopping or done == total or done % config.pretrain.checkpoint_every == 0
                 failure = training.guard(report)
-                if failure is None and saving:
-                    failure = _broken(training)
                 if report.hyper is not None:
                     last_norm = f", |hypergradient| {report.diagnostics['norm']:.2g}"
+                text = f"pre-training {run.arm}: loss {report.pretrain_loss:.3f}{last_norm}"
+                progress(done, total, text, training.pace.left(done))
+                stopping = stop.number is not None  # asked once: what is stopped is what was saved
+                saving = stopping or done == total or done % config.pretrain.checkpoint_every == 0
+                if failure is None and saving:
+                    failure = _broken(training)
                 due = done % config.pretrain.log_every == 0 or done in (1, total)
                 if due or report.hyper is not None or failure is not None:
                     log.write(report.step, **_logged(report, failure, training, time.perf_counter() - start))
                 if failure is not None and failure.action == "stop":
                     raise diverged(failure, report.step)
-                text = f"pre-training {run.arm}: loss {report.pretrain_loss:.3f}{last_norm}"
-                progress(done, total, text, training.pace.left(done))
                 if saving:
                     _save(run, training, time.perf_counter() - start)
                 if stopping and done < total:
@@ -262,7 +262,11 @@ def _save(run: Run, training: _Training, seconds: float) -> None:
 def _broken(training: _Training) -> Failure | None:
     """What would make a checkpoint worthless: the loss says so a step later, when the last good one is gone."""
     name = not_finite({**training.model.simclr.state_dict(), **training.state.psi})
-    return None if name is None else Failure("weights", f"{name} is not finite", "stop")
+    return (
+        None
+        if name is None
+        else Failure("weights", f"{name} is not finite; try smaller learning rates", "stop")
+    )
 
 
 def _logged(report: Report, failure: Failure | None, training: _Training, seconds: float) -> dict[str, Any]:
