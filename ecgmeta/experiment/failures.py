@@ -30,6 +30,7 @@ KEYS = {
     "series": "meta.step_size, meta.damping",
     "non-finite": "meta.step_size, pretrain.lr",
     "runaway": "meta.magnitude_lr, meta.lr, meta.clip",
+    "loss": "pretrain.lr, meta.head_lr",
     "weights": "pretrain.lr, meta.head_lr",
 }
 """What to set where a reason says what to try."""
@@ -191,14 +192,13 @@ def not_finite(tree: Mapping[str, Tensor]) -> str | None:
     return next((name for name, value in tree.items() if not bool(torch.isfinite(value).all())), None)
 
 
-def named(
-    loop: Iterator[Report], state: MetaState, rates: str, note: Callable[[int, str], None]
+def finite(
+    loop: Iterator[Report], state: MetaState, note: Callable[[int, Failure], None]
 ) -> Iterator[Report]:
-    """The engine's reports; a loss that is not finite is said with its step and what to try.
+    """The engine's reports; a loss that is not finite is said with its step.
 
     Args:
-        rates: the learning rates that may be too large.
-        note: called with the step and the reason before it is raised.
+        note: called with the step that could not be taken, before it is raised.
 
     Raises:
         Diverged: a loss is not finite.
@@ -206,8 +206,6 @@ def named(
     try:
         yield from loop
     except FloatingPointError as error:
-        note(state.step, str(error))
-        raise Diverged(
-            f"step {state.step}: {error}. The last checkpoint stands, and going on from it comes to the same numbers: "
-            f"start a new run with smaller learning rates (now {rates})."
-        ) from error
+        failure = Failure("loss", f"{error}; try smaller learning rates", "stop")
+        note(state.step, failure)
+        raise diverged(failure, state.step) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from ecgmeta.bilevel.probe import ROUTES
 from ecgmeta.experiment.batches import SimCLRBatches
 from ecgmeta.experiment.cohort import Cohort
 from ecgmeta.experiment.config import Experiment
-from ecgmeta.experiment.failures import LOGITS, MAGNITUDES, Failure, PhiGuard, diverged, named, not_finite
+from ecgmeta.experiment.failures import LOGITS, MAGNITUDES, Failure, PhiGuard, diverged, finite, not_finite
 from ecgmeta.experiment.model import Model, build
 from ecgmeta.experiment.pace import Pace, phi_step_guess
 from ecgmeta.experiment.run import Run
@@ -33,7 +34,7 @@ from ecgmeta.runtime.files import MetricLog, load_checkpoint, read_log, save_che
 from ecgmeta.runtime.pretrained import check_weights
 from ecgmeta.runtime.progress import Report as Progress
 from ecgmeta.runtime.progress import say
-from ecgmeta.runtime.signals import stop_between_steps
+from ecgmeta.runtime.signals import StopRequest, stop_between_steps
 
 if TYPE_CHECKING:
     from ecgmeta.data import ECGDataset
@@ -64,17 +65,64 @@ def pretrain(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
     """
     if run.pretrained:
         return
-    config = run.config
-    training = _prepare(config, cohort, device)
+    training = _prepare(run.config, cohort, device)
     seconds = _resume(run, training, device)
     if training.model.augmenter is not None and training.state.step == 0:
         training.model.augmenter.save_pretrained(run.augmenter_before)
     _note_data(run, cohort)
     log = MetricLog(run.metrics, training.state.step)
-    log.sinks = open_sinks(run, read_log(run.metrics))
-    total = training.schedule.steps
+    try:
+        with stop_between_steps() as stop:
+            log.sinks = open_sinks(run, read_log(run.metrics))
+            _train(run, training, log, progress, stop, seconds)
+    finally:
+        log.close()
+    if training.model.augmenter is not None:
+        training.model.augmenter.save_pretrained(run.augmenter)
+    if training.schedule.period > 0:
+        run.note(signal=training.state.signal.verdict())
+    if (failures := training.guard.summary()) is not None:
+        say(failures)
+    run.previous.unlink(missing_ok=True)
+    training.model.encoder.eval().save_pretrained(run.encoder)
+    stop.check()  # a stop that came during the last step
+
+
+def _train(
+    run: Run, training: _Training, log: MetricLog, progress: Progress, stop: StopRequest, seconds: float
+) -> None:
+    """Every step that is left; each is logged, shown, and where it is due saved."""
+    total, every = training.schedule.steps, run.config.pretrain.checkpoint_every
     start = time.perf_counter() - seconds
-    loop = meta_train(
+    last_norm = ""
+
+    def lost(step: int, failure: Failure) -> None:
+        log.write(step, failure=asdict(failure), seconds=time.perf_counter() - start)
+
+    for report in finite(_steps(run.config, training), training.state, lost):
+        done = report.step + 1
+        training.pace.stepped(report.step)
+        failure = training.guard(report)
+        if report.hyper is not None:
+            last_norm = f", |hypergradient| {report.diagnostics['norm']:.2g}"
+        if report.hyper is not None or done % run.config.pretrain.log_every == 0 or done in (1, total):
+            log.write(report.step, **_logged(report, failure, training, time.perf_counter() - start))
+        if failure is not None and failure.action == "stop":
+            raise diverged(failure, report.step)
+        text = f"pre-training {run.arm}: loss {report.pretrain_loss:.3f}{last_norm}"
+        progress(done, total, text, training.pace.left(done))
+        stopping = stop.number is not None  # asked once: what is stopped is what was saved
+        if stopping or done == total or done % every == 0:
+            if (failure := _broken(training)) is not None:
+                lost(done, failure)  # as the step that cannot be taken
+                raise diverged(failure, report.step)
+            _save(run, training, time.perf_counter() - start)
+        if stopping and done < total:
+            stop.check()
+
+
+def _steps(config: Experiment, training: _Training) -> Iterator[Report]:
+    return meta_train(
         training.model.problem,
         training.state,
         training.batches,
@@ -89,46 +137,6 @@ def pretrain(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
         products=ROUTES.get(config.meta.products),  # "cheapest" is none of them: the engine chooses
         on_failure="skip",  # the engine reports; what is done about it is the guard's
     )
-    rates = f"pretrain.lr={config.pretrain.lr:g}, meta.head_lr={config.meta.head_lr:g}"
-    last_norm = ""
-
-    def lost(step: int, reason: str) -> None:
-        log.write(step, failure=asdict(Failure("loss", reason, "stop")), seconds=time.perf_counter() - start)
-
-    try:
-        with stop_between_steps() as stop:
-            for report in named(loop, training.state, rates, lost):
-                done = report.step + 1
-                training.pace.stepped(report.step)
-                failure = training.guard(report)
-                if report.hyper is not None:
-                    last_norm = f", |hypergradient| {report.diagnostics['norm']:.2g}"
-                text = f"pre-training {run.arm}: loss {report.pretrain_loss:.3f}{last_norm}"
-                progress(done, total, text, training.pace.left(done))
-                stopping = stop.number is not None  # asked once: what is stopped is what was saved
-                saving = stopping or done == total or done % config.pretrain.checkpoint_every == 0
-                if failure is None and saving:
-                    failure = _broken(training)
-                due = done % config.pretrain.log_every == 0 or done in (1, total)
-                if due or report.hyper is not None or failure is not None:
-                    log.write(report.step, **_logged(report, failure, training, time.perf_counter() - start))
-                if failure is not None and failure.action == "stop":
-                    raise diverged(failure, report.step)
-                if saving:
-                    _save(run, training, time.perf_counter() - start)
-                if stopping and done < total:
-                    stop.check()
-    finally:
-        log.close()
-    if training.model.augmenter is not None:
-        training.model.augmenter.save_pretrained(run.augmenter)
-    if training.schedule.period > 0:
-        run.note(signal=training.state.signal.verdict())
-    if (failures := training.guard.summary()) is not None:
-        say(failures)
-    run.previous.unlink(missing_ok=True)
-    training.model.encoder.eval().save_pretrained(run.encoder)
-    stop.check()  # a stop that came during the last step
 
 
 def _prepare(config: Experiment, cohort: Cohort, device: torch.device) -> _Training:

@@ -250,7 +250,7 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path: Path, capsys: pytest
     assert pretrain(folder, "pretrain.arm=simclr", "pretrain.lr=1e30", THROUGH) == 1
     line = error_line(capsys.readouterr().err)
     assert line.startswith("error: stopped: step 1: pre-training loss is nan")
-    assert "pretrain.lr=1e+30" in line
+    assert "pretrain.lr, meta.head_lr" in line
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 1
     assert last["failure"]["kind"] == "loss"
