@@ -37,7 +37,7 @@ class TimeLeft:
         window: most recent steps of a kind that its median is of, so that a change of pace is noticed.
     """
 
-    def __init__(self, guess: Mapping[str, float], window: int = 101) -> None:
+    def __init__(self, guess: Mapping[str, float], window: int = 31) -> None:
         self._guess, self._window = dict(guess), window
         self._earlier: dict[str, float] = {}
         self._times: dict[str, deque[float]] = {}

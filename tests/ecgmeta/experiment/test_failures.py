@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
-from run_helpers import error_line, metrics, pretrain, watched
+from run_helpers import call, error_line, metrics, pretrain, watched
 from torch import Tensor
 
 from ecgmeta.augment import LearnedWarp
@@ -214,6 +214,8 @@ def test_phi_that_runs_away_is_held(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert len(_failures(folder)) == 4
     assert "global_magnitude" not in _moved(folder)
     assert "magnitude_layer.weight" in _moved(folder)
+    assert call("report", folder) == 0
+    assert "φ was held back in 4 of 4 φ steps" in (folder / "report.html").read_text()
 
 
 @pytest.mark.slow
