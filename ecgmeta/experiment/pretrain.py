@@ -30,7 +30,7 @@ from ecgmeta.experiment.pace import Pace, phi_step_guess
 from ecgmeta.experiment.run import Run
 from ecgmeta.experiment.sinks import open_sinks
 from ecgmeta.runtime.errors import InputError
-from ecgmeta.runtime.files import MetricLog, load_checkpoint, read_log, save_checkpoint
+from ecgmeta.runtime.files import MetricLog, load_checkpoint, save_checkpoint
 from ecgmeta.runtime.pretrained import check_weights
 from ecgmeta.runtime.progress import Report as Progress
 from ecgmeta.runtime.progress import say
@@ -73,7 +73,7 @@ def pretrain(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
     log = MetricLog(run.metrics, training.state.step)
     try:
         with stop_between_steps() as stop:
-            log.sinks = open_sinks(run, read_log(run.metrics))
+            log.sinks = open_sinks(run, log)
             _train(run, training, log, progress, stop, seconds)
     finally:
         log.close()

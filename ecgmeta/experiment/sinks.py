@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from ecgmeta.experiment.config import Experiment
 from ecgmeta.experiment.run import Run
+from ecgmeta.runtime.files import MetricLog, read_log
 from ecgmeta.runtime.sinks import Sink, TensorBoard, WandB, need
 
 
@@ -20,18 +19,15 @@ def check_sinks(config: Experiment) -> None:
         need("wandb", "log.wandb")
 
 
-def open_sinks(run: Run, history: Sequence[Mapping[str, Any]]) -> list[Sink]:
-    """What ``run.config.log`` asks for.
-
-    Args:
-        history: lines of the run's metric log so far.
-    """
+def open_sinks(run: Run, metrics: MetricLog) -> list[Sink]:
+    """What ``run.config.log`` asks for, beside ``metrics``, the run's own log."""
     log = run.config.log
     sinks: list[Sink] = []
     if log.tensorboard:
-        sinks.append(TensorBoard(run.folder / "tensorboard", history))
+        sinks.append(TensorBoard(run.folder / "tensorboard", read_log(run.metrics)))
     if log.wandb:
-        if "wandb" not in run.info:
+        begun = "wandb" in run.info
+        if not begun:
             run.note(wandb=uuid.uuid4().hex[:12])
         sinks.append(
             WandB(
@@ -41,6 +37,7 @@ def open_sinks(run: Run, history: Sequence[Mapping[str, Any]]) -> list[Sink]:
                 mode=log.wandb_mode,
                 name=f"{run.folder.name}-{run.arm}-s{run.config.seed}",
                 config=asdict(run.config),
+                first=metrics.new if begun else 0,
             )
         )
     return sinks

@@ -80,23 +80,32 @@ class WandB:
         mode: ``"offline"`` sends nothing, ``wandb sync`` does later; ``"online"`` sends as it goes.
         name: shown there.
         config: shown there.
+        first: steps before it were handed over by an earlier process. Steps there only grow, and a resumed run comes to the
+            same numbers, so they are not handed over again; offline, nothing there would know of them.
     """
 
     def __init__(
-        self, project: str, id: str, folder: Path, *, mode: str, name: str, config: Mapping[str, Any]
+        self,
+        project: str,
+        id: str,
+        folder: Path,
+        *,
+        mode: str,
+        name: str,
+        config: Mapping[str, Any],
+        first: int = 0,
     ) -> None:
         module = need("wandb", "log.wandb")
         self._run = module.init(
             project=project,
             id=id,
             resume="allow",
-            dir=str(folder),
+            dir=str(folder.resolve()),
             mode=mode,
             name=name,
             config=dict(config),
         )
-        # Steps there only grow: what an earlier process has sent stands, and is the same numbers.
-        self._first = int(self._run.step)
+        self._first = max(first, int(self._run.step))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         if step >= self._first:

@@ -57,6 +57,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_from_it(
     _same(folder, whole)
 
 
+@pytest.mark.slow
 def test_a_disk_too_full_for_a_line_of_metrics(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,9 +78,10 @@ def test_a_folder_on_a_read_only_disk_is_named(tmp_path: Path, capsys: pytest.Ca
     assert "config.yaml: writing: found Read-only file system" in line
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tmp_path.chmod(0o500)
+    if os.access(tmp_path, os.W_OK):
+        pytest.skip("this user may write everywhere")
     try:
         assert pretrain(tmp_path / "run", *STATIC) == 2
     finally:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,6 +145,29 @@ def test_event_files_of_a_resumed_run_hold_every_step_once(tmp_path: Path) -> No
             expected += [(line["step"], pytest.approx(value))] if value is not None else []
         assert [(event.step, event.value) for event in events.Scalars(tag)] == expected
         assert len(expected) > 3
+
+
+def test_a_resumed_run_hands_wandb_no_step_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    ids: list[str] = []
+
+    def init(**asked: Any) -> SimpleNamespace:
+        ids.append(asked["id"])
+        assert asked["mode"] == "offline"  # nothing is sent unless it is asked for
+        return SimpleNamespace(step=0, log=lambda data, step: taken.append(step), finish=lambda: None)
+
+    def crash(done: int, total: int, text: str) -> None:
+        if done == 5 and text.startswith("pre-training"):
+            raise RuntimeError("power cut")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    options = ("through=pretrain", "log.wandb=ecg")
+    with watched(crash), pytest.raises(RuntimeError, match="power cut"):
+        pretrain(tmp_path / "run", *options)
+    assert pretrain(tmp_path / "run", *options) == 0
+    assert taken == list(range(8))
+    assert len(ids) == 2
+    assert ids[0] == ids[1]
 
 
 def test_a_sink_that_is_not_installed_is_said_before_data_are_read(

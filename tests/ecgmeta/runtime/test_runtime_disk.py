@@ -131,9 +131,10 @@ def test_a_folder_that_cannot_be_written_is_named(
         save_checkpoint(path, STATE)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_permissions_are_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
+    if os.access(tmp_path, os.W_OK):
+        pytest.skip("this user may write everywhere")
     try:
         with pytest.raises(InputError, match="Permission denied"):
             write_text(tmp_path / "a.txt", "new")

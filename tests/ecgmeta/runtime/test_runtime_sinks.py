@@ -76,8 +76,8 @@ class FakeWandB(ModuleType):
         self.finished = True
 
 
-def _wandb(folder: Path) -> WandB:
-    return WandB("ecg", "abc", folder, mode="offline", name="run", config={"seed": 0})
+def _wandb(folder: Path, first: int = 0) -> WandB:
+    return WandB("ecg", "abc", folder, mode="offline", name="run", config={"seed": 0}, first=first)
 
 
 def test_a_run_of_wandb_is_offline_and_has_the_identity_it_is_given(
@@ -102,10 +102,16 @@ def test_a_run_of_wandb_is_offline_and_has_the_identity_it_is_given(
     assert fake.finished
 
 
-def test_a_resumed_run_of_wandb_takes_no_step_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeWandB(first=4)  # it has the steps 0 to 3
+@pytest.mark.parametrize(
+    ("fake", "first"),
+    [(FakeWandB(first=4), 0), (FakeWandB(first=0), 4)],
+    ids=["online: it knows its steps", "offline: it knows none"],
+)
+def test_a_resumed_run_of_wandb_takes_no_step_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeWandB, first: int
+) -> None:
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    sink = _wandb(tmp_path)
+    sink = _wandb(tmp_path, first)
     for step in range(2, 6):
         sink.write(step, {"loss": 1.0})
     assert [step for step, _ in fake.logged] == [4, 5]
