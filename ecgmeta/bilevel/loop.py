@@ -48,6 +48,13 @@ class Schedule:
         """Whether the 0-based ``step`` ends with a φ step."""
         return self.learns(step) and step >= self.warmup and (step + 1) % self.period == 0
 
+    def phi_steps(self, start: int = 0) -> int:
+        """How many φ steps there are at and after the 0-based step ``start``."""
+        if self.period <= 0:
+            return 0
+        end = self.steps if self.freeze_after is None else min(self.steps, self.freeze_after)
+        return max(0, end // self.period - max(start, self.warmup) // self.period)
+
 
 @dataclass(frozen=True)
 class Report:

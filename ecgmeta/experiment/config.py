@@ -140,7 +140,12 @@ class Meta:
     accumulate: int = 1  # draws of batches and views that one φ step averages over
     control: str = "none"  # "random_walk": steps as long as φ's own, in random directions; a gain over it is what learning gave
     clip: float = 0.0  # largest hypergradient norm; 0: none
+    # A φ step whose inverse product diverged, whose hypergradient is not finite, or that takes φ beyond its limits: "stop";
+    # "skip" it, which costs one step's learning; "shrink": skip it, and halve α or φ's learning rates for the rest of the run.
     on_failure: str = "skip"
+    magnitude_limit: float = (
+        10.0  # largest |g|; g² is in typical units, so 10 is a hundred times typical; 0: none
+    )
 
 
 @dataclass
@@ -161,6 +166,15 @@ class Evaluate:
 
 
 @dataclass
+class Log:
+    """Where metrics go beside the run's metrics.jsonl."""
+
+    tensorboard: bool = False  # event files in the run folder; needs ecgmeta[tensorboard]
+    wandb: str = ""  # project of Weights & Biases; needs ecgmeta[wandb]; empty: none
+    wandb_mode: str = "offline"  # sends nothing until `wandb sync`, because runs name their data; or "online"
+
+
+@dataclass
 class Experiment:
     """A whole experiment."""
 
@@ -172,6 +186,7 @@ class Experiment:
     meta: Meta = field(default_factory=Meta)
     finetune: Finetune = field(default_factory=Finetune)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    log: Log = field(default_factory=Log)
     compare: list[str] = field(default_factory=list)  # further arms, pre-trained beside the main one
     baselines: list[str] = field(default_factory=lambda: ["none", "random"])
     through: str = "report"  # the last stage that `ecgmeta pretrain` goes on to
@@ -207,7 +222,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "finetune.protocols": PROTOCOLS,
     "through": STAGES,
     "meta.inverse": ("neumann", "identity"),
-    "meta.on_failure": ("skip", "raise"),
+    "meta.on_failure": ("stop", "skip", "shrink", "raise"),  # "raise" is "stop" in older runs
+    "log.wandb_mode": ("offline", "online"),
     "data.label_policy": ("benchmark", "paper"),
     "data.windows": ("first", "all"),
     "data.on_error": ("raise", "skip"),
@@ -233,6 +249,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     *("data.min_positives", "augment.noise", "pretrain.max_steps", "finetune.patience", "evaluate.bootstrap"),
     *("meta.warmup_epochs", "meta.unroll", "meta.terms", "meta.damping", "meta.magnitude_lr", "meta.clip"),
+    "meta.magnitude_limit",
 )
 
 
@@ -303,3 +320,11 @@ def _check_augmenter(config: Experiment) -> None:
         ("probability", policy.probability, 0 < policy.probability < 1, "between 0 and 1"),
     ):
         _need(ok, f"augment.policy.{key}", value, expected)
+    start = math.sqrt(policy.start) if kind == "policy" else abs(config.augment.warp_magnitude)
+    limit = config.meta.magnitude_limit
+    _need(
+        limit == 0 or start < limit,
+        "meta.magnitude_limit",
+        limit,
+        f"above {start:g}, |g| at the start; 0: none",
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +14,9 @@ from ecgmeta.augment import Augmenter, paper_static
 from ecgmeta.bilevel import (
     Adam,
     FinetuneFactor,
-    Identity,
     MetaState,
-    Neumann,
     Report,
     Schedule,
-    Solver,
     Unroll,
     meta_train,
 )
@@ -26,14 +24,17 @@ from ecgmeta.bilevel.probe import ROUTES
 from ecgmeta.experiment.batches import SimCLRBatches
 from ecgmeta.experiment.cohort import Cohort
 from ecgmeta.experiment.config import Experiment
+from ecgmeta.experiment.failures import LOGITS, MAGNITUDES, Failure, PhiGuard, diverged, finite, not_finite
 from ecgmeta.experiment.model import Model, build
+from ecgmeta.experiment.pace import Pace, phi_step_guess
 from ecgmeta.experiment.run import Run
+from ecgmeta.experiment.sinks import open_sinks
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.files import MetricLog, load_checkpoint, save_checkpoint
 from ecgmeta.runtime.pretrained import check_weights
 from ecgmeta.runtime.progress import Report as Progress
 from ecgmeta.runtime.progress import say
-from ecgmeta.runtime.signals import stop_between_steps
+from ecgmeta.runtime.signals import StopRequest, stop_between_steps
 
 if TYPE_CHECKING:
     from ecgmeta.data import ECGDataset
@@ -49,7 +50,8 @@ class _Training:
     schedule: Schedule
     finetune: FinetuneFactor
     head_optimizer: Adam
-    inverse: Solver
+    guard: PhiGuard
+    pace: Pace
 
 
 def pretrain(run: Run, cohort: Cohort, device: torch.device, progress: Progress) -> None:
@@ -58,57 +60,83 @@ def pretrain(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
     Raises:
         InputError: labels that cannot guide pre-training; a checkpoint of another architecture.
         Stopped: SIGINT or SIGTERM came; the checkpoint holds the last finished step.
-        FloatingPointError: the loss is not finite.
+        Diverged: a loss or a weight is not finite, or a φ step failed under ``meta.on_failure=stop``; the last checkpoint
+            stands, and holds finite numbers.
     """
     if run.pretrained:
         return
-    config = run.config
-    training = _prepare(config, cohort, device)
+    training = _prepare(run.config, cohort, device)
     seconds = _resume(run, training, device)
     if training.model.augmenter is not None and training.state.step == 0:
         training.model.augmenter.save_pretrained(run.augmenter_before)
     _note_data(run, cohort)
     log = MetricLog(run.metrics, training.state.step)
-    total = training.schedule.steps
-    start = time.perf_counter() - seconds
-    loop = meta_train(
-        training.model.problem,
-        training.state,
-        training.batches,
-        schedule=training.schedule,
-        finetune=training.finetune,
-        head_optimizer=training.head_optimizer,
-        inverse=training.inverse,
-        accumulate=config.meta.accumulate,
-        control="random_walk" if config.meta.control == "random_walk" else "none",
-        seed=config.seed,
-        clip=config.meta.clip or None,
-        products=ROUTES.get(config.meta.products),  # "cheapest" is none of them: the engine chooses
-        on_failure="raise" if config.meta.on_failure == "raise" else "skip",
-    )
-    last_norm = ""
     try:
         with stop_between_steps() as stop:
-            for report in loop:
-                done = report.step + 1
-                if report.hyper is not None:
-                    last_norm = f", |hypergradient| {report.diagnostics['norm']:.2g}"
-                if report.hyper is not None or done % config.pretrain.log_every == 0 or done in (1, total):
-                    log.write(report.step, **_logged(report, training, time.perf_counter() - start))
-                progress(done, total, f"pre-training {run.arm}: loss {report.pretrain_loss:.3f}{last_norm}")
-                stopping = stop.number is not None  # asked once: what is stopped is what was saved
-                if stopping or done == total or done % config.pretrain.checkpoint_every == 0:
-                    _save(run, training, time.perf_counter() - start)
-                if stopping and done < total:
-                    stop.check()
+            log.sinks = open_sinks(run, log)
+            _train(run, training, log, progress, stop, seconds)
     finally:
         log.close()
     if training.model.augmenter is not None:
         training.model.augmenter.save_pretrained(run.augmenter)
     if training.schedule.period > 0:
         run.note(signal=training.state.signal.verdict())
+    if (failures := training.guard.summary()) is not None:
+        say(failures)
+    run.previous.unlink(missing_ok=True)
     training.model.encoder.eval().save_pretrained(run.encoder)
     stop.check()  # a stop that came during the last step
+
+
+def _train(
+    run: Run, training: _Training, log: MetricLog, progress: Progress, stop: StopRequest, seconds: float
+) -> None:
+    """Every step that is left; each is logged, shown, and where it is due saved."""
+    total, every = training.schedule.steps, run.config.pretrain.checkpoint_every
+    start = time.perf_counter() - seconds
+    last_norm = ""
+
+    def lost(step: int, failure: Failure) -> None:
+        log.write(step, failure=asdict(failure), seconds=time.perf_counter() - start)
+
+    for report in finite(_steps(run.config, training), training.state, lost):
+        done = report.step + 1
+        training.pace.stepped(report.step)
+        failure = training.guard(report)
+        if report.hyper is not None:
+            last_norm = f", |hypergradient| {report.diagnostics['norm']:.2g}"
+        if report.hyper is not None or done % run.config.pretrain.log_every == 0 or done in (1, total):
+            log.write(report.step, **_logged(report, failure, training, time.perf_counter() - start))
+        if failure is not None and failure.action == "stop":
+            raise diverged(failure, report.step)
+        text = f"pre-training {run.arm}: loss {report.pretrain_loss:.3f}{last_norm}"
+        progress(done, total, text, training.pace.left(done))
+        stopping = stop.number is not None  # asked once: what is stopped is what was saved
+        if stopping or done == total or done % every == 0:
+            if (failure := _broken(training)) is not None:
+                lost(done, failure)  # as the step that cannot be taken
+                raise diverged(failure, report.step)
+            _save(run, training, time.perf_counter() - start)
+        if stopping and done < total:
+            stop.check()
+
+
+def _steps(config: Experiment, training: _Training) -> Iterator[Report]:
+    return meta_train(
+        training.model.problem,
+        training.state,
+        training.batches,
+        schedule=training.schedule,
+        finetune=training.finetune,
+        head_optimizer=training.head_optimizer,
+        inverse=training.guard.solve,
+        accumulate=config.meta.accumulate,
+        control="random_walk" if config.meta.control == "random_walk" else "none",
+        seed=config.seed,
+        clip=config.meta.clip or None,
+        products=ROUTES.get(config.meta.products),  # "cheapest" is none of them: the engine chooses
+        on_failure="skip",  # the engine reports; what is done about it is the guard's
+    )
 
 
 def _prepare(config: Experiment, cohort: Cohort, device: torch.device) -> _Training:
@@ -149,24 +177,20 @@ def _prepare(config: Experiment, cohort: Cohort, device: torch.device) -> _Train
         theta_optimizer=torch.optim.Adam(problem.theta.values(), lr=config.pretrain.lr),
         phi_optimizer=_phi_optimizer(config, model.augmenter) if arm == "meta" else None,
     )
-    inverse: Solver = Identity(config.meta.step_size)
-    if config.meta.inverse == "neumann":
-        inverse = Neumann(config.meta.terms, config.meta.step_size, config.meta.damping)
     head = Adam(config.meta.head_lr)
-    return _Training(model, batches, state, schedule, Unroll(config.meta.unroll, head), head, inverse)
-
-
-MAGNITUDES = ("global_magnitude", "g", "logits", "gate_logits")
-"""The few parameters of an augmenter that act on all records; they take larger steps than its network's weights."""
+    guard = PhiGuard(config.meta, state)
+    pace = Pace(schedule, config.pretrain.checkpoint_every, phi_step_guess(config))
+    return _Training(model, batches, state, schedule, Unroll(config.meta.unroll, head), head, guard, pace)
 
 
 def _phi_optimizer(config: Experiment, augmenter: Augmenter | None) -> torch.optim.Optimizer:
     if augmenter is None:
         raise ValueError("the meta arm has an augmenter")
+    # The few that act on all records take larger steps than the weights of the augmenter's network.
     few: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
     for name, parameter in augmenter.named_parameters():
-        (few if name in MAGNITUDES else rest).append(parameter)
+        (few if name in (*MAGNITUDES, *LOGITS) else rest).append(parameter)
     groups = [{"params": rest, "lr": config.meta.lr}, {"params": few, "lr": config.meta.magnitude_lr}]
     return torch.optim.Adam([group for group in groups if group["params"]], eps=config.meta.eps)
 
@@ -204,23 +228,28 @@ def _say_metaft(config: Experiment, train: ECGDataset, validation: ECGDataset) -
 
 
 def _resume(run: Run, training: _Training, device: torch.device) -> float:
-    """Load ``last.ckpt`` where it exists; returns the seconds already spent."""
-    if not run.checkpoint.exists():
+    """Load ``last.ckpt``, or ``previous.ckpt`` where only that exists; returns the seconds already spent."""
+    file = next((each for each in (run.checkpoint, run.previous) if each.exists()), None)
+    if file is None:
         return 0.0
-    saved = load_checkpoint(run.checkpoint, device)
+    older = file == run.checkpoint and run.previous.exists()
+    remedy = f"delete it to go on from {run.previous.name}" if older else "delete it to start again"
+    try:
+        saved = load_checkpoint(file, device)
+    except InputError as error:
+        raise InputError(file, error.field, error.found, f"{error.expected}; {remedy}") from error
     missing = {"meta", "model", "seconds"} - set(saved)
     if missing:
-        raise InputError(
-            run.checkpoint, "content", f"no {sorted(missing)[0]!r}", "a checkpoint of `ecgmeta pretrain`"
-        )
-    check_weights(
-        training.model.simclr, {name: tuple(v.shape) for name, v in saved["model"].items()}, run.checkpoint
-    )
+        expected = f"a checkpoint of `ecgmeta pretrain`; {remedy}"
+        raise InputError(file, "content", f"no {sorted(missing)[0]!r}", expected)
+    check_weights(training.model.simclr, {name: tuple(v.shape) for name, v in saved["model"].items()}, file)
     training.model.simclr.load_state_dict(saved["model"])
     try:
         training.state.load_state_dict(saved["meta"])
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(run.checkpoint, "state", error, "a checkpoint of the same configuration") from error
+        raise InputError(file, "state", error, "a checkpoint of the same configuration") from error
+    training.guard.load_state_dict(saved.get("guard", {}))
+    training.pace.load(saved.get("pace", {}))
     say(f"pre-training {run.arm}: going on from step {training.state.step} of {training.schedule.steps}")
     return saved["seconds"]
 
@@ -230,12 +259,25 @@ def _save(run: Run, training: _Training, seconds: float) -> None:
     state = {
         "meta": training.state.state_dict(),
         "model": training.model.simclr.state_dict(),
+        "guard": training.guard.state_dict(),
+        "pace": training.pace.medians(),
         "seconds": seconds,
     }
-    save_checkpoint(run.checkpoint, state)
+    save_checkpoint(run.checkpoint, state, run.previous)
+    training.pace.saved()
 
 
-def _logged(report: Report, training: _Training, seconds: float) -> dict[str, Any]:
+def _broken(training: _Training) -> Failure | None:
+    """What would make a checkpoint worthless: the loss says so a step later, when the last good one is gone."""
+    name = not_finite({**training.model.simclr.state_dict(), **training.state.psi})
+    return (
+        None
+        if name is None
+        else Failure("weights", f"{name} is not finite; try smaller learning rates", "stop")
+    )
+
+
+def _logged(report: Report, failure: Failure | None, training: _Training, seconds: float) -> dict[str, Any]:
     values: dict[str, Any] = {"pretrain_loss": report.pretrain_loss, "seconds": seconds}
     values["epoch"] = (report.step + 1) / training.batches.steps_per_epoch
     if report.head_loss is not None:
@@ -244,6 +286,9 @@ def _logged(report: Report, training: _Training, seconds: float) -> dict[str, An
         values["hyper"] = report.diagnostics
         values["skipped"] = report.skipped
         values["solver"] = report.hyper.inverse.result.name.lower()
+    if failure is not None:
+        values["failure"] = asdict(failure)
+        values["step_size"] = training.guard.step_size
     if training.model.augmenter is not None:
         values |= training.model.augmenter.trace()
     return values

@@ -118,6 +118,9 @@ def _warnings(run: Run, cohort: Cohort, logs: dict[str, list[dict[str, Any]]]) -
         )
     if skipped:
         lines.append(f"{len(skipped)} of {len(steps)} φ steps were skipped; the last reason: {skipped[-1]}.")
+    held = [line["failure"]["reason"] for line in steps if "failure" in line and not line["skipped"]]
+    if held:
+        lines.append(f"φ was held back in {len(held)} of {len(steps)} φ steps; the last reason: {held[-1]}.")
     curved = sum(line.get("solver") == "negative_curvature" for line in steps)
     if curved:
         lines.append(

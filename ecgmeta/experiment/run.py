@@ -13,13 +13,15 @@ from ecgmeta._version import __version__
 from ecgmeta.experiment.config import Experiment, read
 from ecgmeta.runtime.config import difference, to_yaml
 from ecgmeta.runtime.errors import InputError
-from ecgmeta.runtime.files import read_json, write_json, write_text
+from ecgmeta.runtime.files import PART, read_json, write_json, write_text
 
 # Keys that do not change what pre-training computes: a run may be taken up again with others.
 _FREE = (
     "through",
     "data.root",
     "data.cache",
+    "log.",
+    "meta.on_failure",  # until something fails it decides nothing, and then a run that stopped may go on with another
     "pretrain.checkpoint_every",
     "finetune.",
     "evaluate.",
@@ -34,7 +36,8 @@ class Run:
     """One pre-training run, and what was done with its encoder.
 
     ``config.yaml`` · ``later.yaml`` (as fine-tuning and evaluation last read it) · ``run.json`` (command, versions,
-    data) · ``metrics.jsonl`` · ``last.ckpt`` · ``encoder/`` · ``augmenter/`` and ``augmenter_before/`` (meta and
+    data) · ``metrics.jsonl`` · ``last.ckpt``, and until pre-training ends ``previous.ckpt``, the one before it ·
+    ``tensorboard/``, ``wandb/`` (as ``log`` asks for) · ``encoder/`` · ``augmenter/`` and ``augmenter_before/`` (meta and
     simclr_warp) · ``compare/ARM/`` (runs of the other arms) ·
     ``finetune/*.npz, *.json`` (one pair a cell) · ``results.json`` · ``report.html``.
     """
@@ -42,6 +45,7 @@ class Run:
     def __init__(self, folder: Path, config: Experiment) -> None:
         self.folder, self.config = folder, config
         self.checkpoint = folder / "last.ckpt"
+        self.previous = folder / "previous.ckpt"
         self.metrics = folder / "metrics.jsonl"
         self.encoder = folder / "encoder"
         self.augmenter = folder / "augmenter"
@@ -80,7 +84,7 @@ class Run:
                         f"a run with {old!r}",
                         f"{new!r}; choose another --out, or the run's value",
                     )
-        elif folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir()):
+        elif folder.is_dir() and any(p.name != ".lock" and p.suffix != PART for p in folder.iterdir()):
             raise InputError(
                 folder, "run folder", "other files", "an empty or new folder, or a run to go on with"
             )

@@ -15,8 +15,10 @@ from ecgmeta.experiment.finetune import check_labels, finetune
 from ecgmeta.experiment.pretrain import metaft, pretrain
 from ecgmeta.experiment.report import report
 from ecgmeta.experiment.run import Run
+from ecgmeta.experiment.sinks import check_sinks
 from ecgmeta.runtime.files import folder_lock
 from ecgmeta.runtime.progress import progress_bar, say
+from ecgmeta.runtime.signals import stop_at_once
 
 
 def run_experiment(folder: Path, config: Experiment) -> dict[str, Any] | None:
@@ -25,8 +27,14 @@ def run_experiment(folder: Path, config: Experiment) -> dict[str, Any] | None:
     Returns:
         The results, where the experiment goes as far as evaluation.
     """
+    with stop_at_once():
+        return _run_experiment(folder, config)
+
+
+def _run_experiment(folder: Path, config: Experiment) -> dict[str, Any] | None:
     # First everything that can be wrong: bad input leaves no run folder behind, and is not found out hours later.
     Run.check(folder, config)
+    check_sinks(config)
     cohort = _load(config)
     if "meta" in (config.pretrain.arm, *config.compare):
         metaft(config, cohort)
@@ -44,12 +52,16 @@ def run_experiment(folder: Path, config: Experiment) -> dict[str, Any] | None:
 
 def run_stage(folder: Path, stage: str, overrides: list[str]) -> dict[str, Any] | None:
     """One later stage on a run folder. Overrides are kept for the stages after it."""
-    run = Run.open(folder)
+    with stop_at_once():
+        return _run_stage(Run.open(folder), stage, overrides)
+
+
+def _run_stage(run: Run, stage: str, overrides: list[str]) -> dict[str, Any] | None:
     config = run.with_overrides(overrides) if overrides else run.later
     cohort = _load(config, run.test_patients)
     if stage == "finetune":
         check_labels(config, cohort)
-    with folder_lock(folder):
+    with folder_lock(run.folder):
         if overrides:
             run.set_later(config)
         return _later(run, cohort, (stage,))

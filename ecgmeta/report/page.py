@@ -25,6 +25,7 @@ from ecgmeta.report.curves import change, forest_figure, histogram_figure, inter
 from ecgmeta.report.figures import MM_PER_INCH, data_uri
 from ecgmeta.report.paper import paper_notes, plot_ecg
 from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.files import PART
 
 PICTURE_BUDGET = 2_000_000  # characters of recordings in a page; what does not fit is left out, and counted
 
@@ -88,7 +89,7 @@ def write(content: ReportContent, path: str | Path) -> Path:
     if not path.parent.is_dir():
         raise InputError(path, "report", "no such folder", "an existing folder")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
     except OSError as error:
         raise InputError(path, "report", error.strerror, "a folder that can be written") from error
     try:

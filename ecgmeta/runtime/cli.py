@@ -6,21 +6,24 @@ import signal
 import sys
 from collections.abc import Callable
 
-from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.errors import Diverged, InputError
 
 
 def guarded(app: Callable[[], object]) -> None:
-    """Run a command line; exit code 2 for bad input, 1 for numbers that broke, 130 for Ctrl-C, 0 for SIGTERM after saving."""
+    """Run a command line; exit code 2 for bad input, 1 for numbers that broke, 130 for Ctrl-C, 0 for SIGTERM in a run,
+    which a scheduler sends before it takes the machine away."""
     from ecgmeta.runtime.signals import Stopped
 
     try:
         app()
     except InputError as error:
         _fail(str(error), 2)
+    except Diverged as error:
+        _fail(f"stopped: {error}", 1)
     except FloatingPointError as error:
         _fail(f"stopped: {error}. The last checkpoint stands; try a smaller learning rate.", 1)
     except Stopped as stop:
-        print(f"{stop}: saved. The same command goes on from here.", file=sys.stderr)
+        print(f"{stop}: {stop.stands}", file=sys.stderr)
         raise SystemExit(0 if stop.number == signal.SIGTERM else 130) from None
     except KeyboardInterrupt:
         _interrupted()

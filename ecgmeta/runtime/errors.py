@@ -1,4 +1,4 @@
-"""The one exception that bad input raises, in every package above and beside the engine."""
+"""What bad input raises, in every package above and beside the engine, and what numbers that broke raise."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ class InputError(ValueError):
         self.where, self.field, self.found, self.expected = where, field, found, expected
         message = f"{where}: {field}: found {found}, expected {expected}"
         super().__init__(" ".join(message.split()))
+
+
+class Diverged(FloatingPointError):
+    """Training broke in its numbers. The message is a sentence that names the step, what stands, and what to try; the command
+    lines print it and exit with code 1."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,15 +13,37 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.sinks import Sink, numbers
 
 if TYPE_CHECKING:
     import torch
 
 
+PART = ".part"
+"""How the name of what is being written ends: what a killed process left of it is known by that, see :func:`folder_lock`."""
+
+
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write through a temporary file in the same folder, flushed to disk and renamed: a kill leaves old or new, never half."""
+    """Write through a temporary file in the same folder, flushed to disk and renamed: a kill leaves old or new, never half.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written; what stood at ``path`` still stands.
+    """
+    try:
+        _write_aside(path, write)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """The line for a file that the system would not write."""
+    cause = error.strerror or str(error)
+    return InputError(path, "writing", cause, "room and permission to write; what stood there before stands")
+
+
+def _write_aside(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -65,11 +88,40 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Atomically save a tree of tensors and plain values."""
+def save_checkpoint(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
+    """Atomically save a tree of tensors and plain values.
+
+    Args:
+        previous: where the checkpoint that stands at ``path`` is kept, in the same folder; None: it is replaced.
+
+    Raises:
+        InputError: it cannot be written; the checkpoint that stood there stands.
+    """
     import torch
 
-    write_atomic(path, lambda file: torch.save(state, file))
+    def save(file: IO[bytes]) -> None:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's zip writer speaks of positions where the disk was full
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+    if previous is not None and path.exists():
+        _keep(path, previous)
+    write_atomic(path, save)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give a file a second name, so that the first never stands for nothing and no byte is copied."""
+    link = previous.with_name(f".{previous.name}{PART}")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+        link.replace(previous)
+        link.unlink(missing_ok=True)  # a rename between two names of one file leaves both
+    except OSError:  # a file system without hard links: then there is but one checkpoint
+        return
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -99,20 +151,38 @@ class MetricLog:
         path: the file.
         start: first step that this process will write: lines at or after it (from a run killed after its last
             checkpoint) and a half-written last line are dropped, so every step stands there once.
+
+    Attributes:
+        new: first step that no earlier process has written.
+        sinks: others that take the numbers of each line, too.
     """
 
     def __init__(self, path: Path, start: int = 0) -> None:
         self.path = path
-        kept = [line for line in read_log(path) if line["step"] < start] if path.exists() else []
+        lines = read_log(path) if path.exists() else []
+        kept = [line for line in lines if line["step"] < start]
+        self.new = max((line["step"] + 1 for line in lines), default=0)
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self.sinks: list[Sink] = []
+        self._file = path.open("ab", buffering=0)  # a line is on its way when write returns, and fails there
 
     def write(self, step: int, **values: Any) -> None:
-        self._file.write(json.dumps({"step": step, **_plain(values)}, allow_nan=False) + "\n")
-        self._file.flush()
+        """Raises :class:`InputError` where the disk is full; earlier lines stand."""
+        line = json.dumps({"step": step, **_plain(values)}, allow_nan=False) + "\n"
+        rest = memoryview(line.encode())
+        try:
+            while rest:  # an almost full disk takes the beginning, and says so by a smaller number
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        shown = dict(numbers(values)) if self.sinks else {}
+        for sink in self.sinks:
+            sink.write(step, shown)
 
     def close(self) -> None:
         self._file.close()
+        for sink in self.sinks:
+            sink.close()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -134,7 +204,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """One process a run folder. The lock is the kernel's, so a killed process leaves none behind.
+    """One process a run folder. The lock is the kernel's, so a killed process leaves none behind; and what it was writing
+    when it was killed is removed here.
 
     Raises:
         InputError: another process works in the folder.
@@ -147,4 +218,9 @@ def folder_lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(folder, "run folder", "another process working in it", "a free folder") from None
+        for left in [*folder.rglob(f".*{PART}")]:
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
         yield

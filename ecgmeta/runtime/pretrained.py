@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ecgmeta.runtime.errors import InputError
-from ecgmeta.runtime.files import read_json
+from ecgmeta.runtime.files import PART, read_json, unwritable
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -56,13 +56,24 @@ class Pretrained(PyTorchModelHubMixin):
             ) from error
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
-        """Save into a folder. Files are written aside and renamed, the weights last: where they stand, all is whole."""
+        """Save into a folder. Files are written aside and renamed, the weights last: where they stand, all is whole.
+
+        Raises:
+            InputError: the disk is full, or the folder cannot be written.
+        """
         target = Path(save_directory)
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as aside:
-            url = super().save_pretrained(aside, **kwargs)
-            for name in sorted(os.listdir(aside), key=lambda name: name == WEIGHTS):
-                os.replace(Path(aside, name), target / name)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(
+                prefix=f".{target.name}.", suffix=PART, dir=target.parent
+            ) as aside:
+                url = super().save_pretrained(aside, **kwargs)
+                for name in sorted(os.listdir(aside), key=lambda name: name == WEIGHTS):
+                    os.replace(Path(aside, name), target / name)
+        except OSError as error:
+            raise unwritable(target, error) from error
+        except SafetensorError as error:  # what its writer makes of a full disk
+            raise unwritable(target, OSError(str(error))) from error
         return url
 
     @classmethod

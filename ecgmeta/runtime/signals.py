@@ -9,16 +9,19 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Stopped(Exception):
-    """A run was asked to stop, and saved itself first.
+class Stopped(
+    BaseException
+):  # as KeyboardInterrupt is: no `except Exception` on the way may take it for a failure
+    """A run was asked to stop; all that it had finished is saved.
 
     Attributes:
         number: the signal.
+        stands: where the run stands, and how to go on.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, stands: str = "saved. The same command goes on from here.") -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = number
+        self.number, self.stands = number, stands
 
 
 class StopRequest:
@@ -58,3 +61,23 @@ def stop_between_steps() -> Iterator[StopRequest]:
     finally:
         for number in numbers:
             signal.signal(number, previous[number])
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Within it SIGTERM raises :class:`Stopped` where it arrives: for the parts of a run that are quick to repeat.
+
+    Outside the main thread, where signals do not arrive, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number, "finished work stands. The same command goes on from the last checkpoint.")
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ecgmeta.cli import main
+from ecgmeta.runtime.progress import Report
 
 # 84 recordings of 250 samples to pre-train on (5 steps an epoch), 40 of them labelled, 36 to test on.
 TINY = [
@@ -89,9 +90,12 @@ def same_tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def watched(action: Callable[[int, int, str], None]) -> Iterator[None]:
     """Within it, a run calls ``action(done, total, text)`` where it would show progress."""
 
+    def report(done: int, total: int, text: str, left: float | None = None) -> None:
+        action(done, total, text)
+
     @contextmanager
-    def bar() -> Iterator[Callable[[int, int, str], None]]:
-        yield action
+    def bar() -> Iterator[Report]:
+        yield report
 
     with mock.patch("ecgmeta.experiment.stages.progress_bar", bar):
         yield

@@ -52,6 +52,7 @@ def test_the_defaults_are_in_range() -> None:
             "finetune.protocols=[half]",
             "through=end",
         ),
+        *("log.wandb_mode=sometimes", "meta.magnitude_limit=-1", "meta.magnitude_limit=0.5"),
         *("meta.inverse=magic", "meta.on_failure=ignore", "data.label_policy=x", "data.windows=some"),
         *("data.on_error=ignore", "accelerator=abacus"),
         *("data.fs=0", "data.fs=.inf", "pretrain.epochs=.inf", "pretrain.epochs=0", "pretrain.lr=.nan"),

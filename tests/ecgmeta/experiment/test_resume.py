@@ -9,9 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from run_helpers import TINY, metrics, pretrain, results, same_tensors, watched, weights
+
+from ecgmeta.runtime.files import load_checkpoint
 
 OPTIONS = ("meta.inverse=neumann", "through=evaluate", "finetune.protocols=[full]", "baselines=[none]")
 
@@ -76,6 +80,104 @@ def test_ctrl_c_while_data_are_read_says_how_to_go_on(
     with watched(interrupt):
         assert pretrain(tmp_path / "run") == 130
     assert "error: interrupted. The same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_0_and_says_how_to_go_on(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    # Only `through`, and how often a checkpoint is due, differ from `whole`: a checkpoint can only come from the signal.
+    options = (*OPTIONS, "through=pretrain", "pretrain.checkpoint_every=1000")
+    command = [sys.executable, "-m", "ecgmeta", "pretrain", "--out", str(folder), *TINY, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    log = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not (log.exists() and log.read_bytes().count(b"\n") >= 2):
+        assert process.poll() is None, "it ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert said.splitlines()[-1] == "stopped by SIGTERM: saved. The same command goes on from here."
+    assert (folder / "last.ckpt").exists()
+    assert not (folder / "encoder").exists(), "too late"
+    assert load_checkpoint(folder / "last.ckpt")["meta"]["step"] == len(metrics(folder)) < 8
+    assert pretrain(folder, *options) == 0
+    _assert_same(folder, whole)
+
+
+def test_sigterm_while_data_are_read_exits_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(done: int, total: int, text: str) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with watched(stop):
+        assert pretrain(tmp_path / "run") == 0
+    assert "stopped by SIGTERM: finished work stands. The same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_event_files_of_a_resumed_run_hold_every_step_once(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "run"
+
+    def crash(done: int, total: int, text: str) -> None:
+        if done == 5 and text.startswith("pre-training"):
+            raise RuntimeError("power cut")
+
+    options = ("through=pretrain", "log.tensorboard=true")
+    with watched(crash), pytest.raises(RuntimeError, match="power cut"):
+        pretrain(folder, "through=pretrain")  # without: a resumed run may turn it on
+    assert pretrain(folder, *options) == 0
+    assert len(list((folder / "tensorboard").iterdir())) == 1
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    for tag, path in (("pretrain_loss", ("pretrain_loss",)), ("hyper/norm", ("hyper", "norm"))):
+        expected = []
+        for line in metrics(folder):
+            value: Any = line
+            for key in path:
+                value = value.get(key) if value else None
+            expected += [(line["step"], pytest.approx(value))] if value is not None else []
+        assert [(event.step, event.value) for event in events.Scalars(tag)] == expected
+        assert len(expected) > 3
+
+
+def test_a_resumed_run_hands_wandb_no_step_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    ids: list[str] = []
+
+    def init(**asked: Any) -> SimpleNamespace:
+        ids.append(asked["id"])
+        assert asked["mode"] == "offline"  # nothing is sent unless it is asked for
+        return SimpleNamespace(step=0, log=lambda data, step: taken.append(step), finish=lambda: None)
+
+    def crash(done: int, total: int, text: str) -> None:
+        if done == 5 and text.startswith("pre-training"):
+            raise RuntimeError("power cut")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    options = ("through=pretrain", "log.wandb=ecg")
+    with watched(crash), pytest.raises(RuntimeError, match="power cut"):
+        pretrain(tmp_path / "run", *options)
+    assert pretrain(tmp_path / "run", *options) == 0
+    assert taken == list(range(8))
+    assert len(ids) == 2
+    assert ids[0] == ids[1]
+
+
+def test_a_sink_that_is_not_installed_is_said_before_data_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert pretrain(tmp_path / "run", "log.wandb=ecg") == 2
+    error = capsys.readouterr().err
+    assert "pip install 'ecgmeta[wandb]'" in error
+    assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

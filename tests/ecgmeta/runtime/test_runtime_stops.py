@@ -11,8 +11,8 @@ from rich.console import Console
 
 from ecgmeta.runtime import progress
 from ecgmeta.runtime.cli import guarded
-from ecgmeta.runtime.errors import InputError
-from ecgmeta.runtime.signals import Stopped, stop_between_steps
+from ecgmeta.runtime.errors import Diverged, InputError
+from ecgmeta.runtime.signals import Stopped, stop_at_once, stop_between_steps
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -38,6 +38,29 @@ def test_a_second_signal_acts_at_once() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     signal.signal(signal.SIGINT, before)
+
+
+def test_sigterm_stops_at_once_through_what_catches_exceptions() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def read() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception:  # as readers of broken files do
+            pytest.fail("taken for a failure")
+
+    with pytest.raises(Stopped, match="SIGTERM") as caught, stop_at_once():
+        read()
+    assert caught.value.number == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_between_steps_wins_over_at_once_until_the_second_signal() -> None:
+    with stop_at_once(), stop_between_steps() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGTERM)
 
 
 def test_the_handlers_come_back_after_a_failure() -> None:
@@ -71,6 +94,8 @@ def test_outside_the_main_thread_nothing_changes() -> None:
             1,
             "error: stopped: loss is nan at step 3. The last checkpoint",
         ),
+        (Diverged("step 3: loss is nan."), 1, "error: stopped: step 3: loss is nan.\n"),
+        (Stopped(signal.SIGTERM, "all stands."), 0, "stopped by SIGTERM: all stands.\n"),
         (Stopped(signal.SIGINT), 130, "stopped by SIGINT: saved. The same command goes on from here."),
         (Stopped(signal.SIGTERM), 0, "stopped by SIGTERM: saved."),
         (KeyboardInterrupt(), 130, "error: interrupted."),
@@ -132,6 +157,15 @@ def test_without_a_terminal_progress_is_a_line_a_tenth(monkeypatch: pytest.Monke
     assert lines[0] == "pretrain: loss 0.01 [x] [1/100]"
     assert [line for line in lines if line.startswith("pretrain")][-1] == "pretrain: loss 1.00 [x] [100/100]"
     assert len(lines) == 2 * 11
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_stage_that_knows_its_time_left_says_it(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=out, force_terminal=terminal, width=100))
+    with progress.progress_bar() as report:
+        report(1, 100, "pretrain: loss 1", 3725.4)
+    assert "1:02:05" in out.getvalue()
 
 
 def test_on_a_terminal_every_stage_has_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
