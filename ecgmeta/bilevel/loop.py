@@ -124,8 +124,8 @@ def meta_train(
         autocast: lower precision of the plain steps' losses, such as ``torch.bfloat16``. A φ step, its own pre-training step
             included, stays in the precision of θ: second derivatives lose what they are made of in bfloat16.
 
-    Where ``batches.pretrain`` gives :class:`~ecgmeta.bilevel.batches.MicroBatches`, a step takes the mean of their gradients and
-    a φ step takes its products on ``batches.hyper`` (as with ``share=False``): its curvature is then that of one draw's loss.
+    Where ``batches.pretrain`` gives :class:`~ecgmeta.bilevel.batches.MicroBatches`, a step takes the mean of their gradients,
+    and a φ step its products on ``batches.hyper`` (as with ``share=False``): its curvature is then that of one draw's loss.
 
     Raises:
         FloatingPointError: a loss is not finite.
