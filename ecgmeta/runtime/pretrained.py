@@ -25,7 +25,8 @@ Model = TypeVar("Model", bound="Pretrained")
 class Pretrained(PyTorchModelHubMixin):
     """Hugging Face's mixin, strict: every weight must fit, and what does not is named in one line.
 
-    A folder holds ``config.json`` (the constructor's arguments), ``model.safetensors`` and a ``README.md``.
+    A folder holds ``config.json`` (the constructor's arguments, and under ``"class"`` whose they are), ``model.safetensors``
+    and a ``README.md``.
     """
 
     @classmethod
@@ -60,6 +61,7 @@ class Pretrained(PyTorchModelHubMixin):
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as aside:
+            kwargs.setdefault("config", {**(self._hub_mixin_config or {}), "class": type(self).__name__})
             url = super().save_pretrained(aside, **kwargs)
             for name in sorted(os.listdir(aside), key=lambda name: name == WEIGHTS):
                 os.replace(Path(aside, name), target / name)
@@ -99,11 +101,36 @@ class Pretrained(PyTorchModelHubMixin):
         )
 
 
+def read_config(source: str | Path) -> dict[str, Any]:
+    """The ``config.json`` of a saved model in a folder or under a hub id ``owner/name``; empty where there is none to read.
+
+    Whoever loads the model then says what is missing.
+
+    Raises:
+        InputError: a file that holds something else.
+    """
+    file = Path(source, CONFIG)
+    if not Path(source).is_dir():
+        try:
+            file = Path(hf_hub_download(str(source), CONFIG))
+        except (OSError, ValueError):
+            return {}
+    if not file.is_file():
+        return {}
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise InputError(file, "content", type(config).__name__, "the arguments of a saved model")
+    return config
+
+
 def _check_config(file: Path, cls: type) -> None:
     """Raise :class:`InputError` unless ``file`` holds arguments of ``cls`` (the mixin would drop the others unsaid)."""
     config = read_json(file)
     if not isinstance(config, dict):
         raise InputError(file, "content", type(config).__name__, f"the arguments of {cls.__name__}")
+    saved = config.pop("class", cls.__name__)  # folders of earlier versions do not say
+    if saved != cls.__name__:
+        raise InputError(file, "class", saved, cls.__name__)
     known = [name for name in inspect.signature(cls).parameters if name != "self"]
     for name in config:
         if name not in known:
