@@ -96,7 +96,9 @@ def export(
     format: Annotated[str, typer.Option(help="onnx or safetensors.")] = "onnx",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="By default RUN/encoder.onnx, or the folder RUN/export for safetensors."),
+        typer.Option(
+            "--out", "-o", help="By default RUN/encoder.onnx, or the folder RUN/export for safetensors."
+        ),
     ] = None,
 ) -> None:
     """Write a run's encoder for other programs: ONNX, verified with onnxruntime, or weights with their configuration."""

@@ -58,7 +58,8 @@ def create_encoder(
     Raises:
         InputError: an unknown name, or an argument that the class does not take.
     """
-    shared = {"leads": leads, "width": width, "fs": fs, "lead_names": lead_names, "preprocess": preprocess}
+    shared: dict[str, Any] = {"leads": leads, "width": width, "fs": fs}
+    shared |= {"lead_names": lead_names, "preprocess": preprocess}
     if norm not in ("batch", "group"):
         raise InputError("encoder", "norm", repr(norm), "'batch' or 'group'")
     if ":" in name:

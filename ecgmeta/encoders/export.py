@@ -63,7 +63,9 @@ def export_onnx(encoder: Encoder, file: Path, records: Mapping[str, Tensor]) -> 
         try:
             graph = _graph(encoder, example, dynamic)
             differences = {kind: _difference(encoder, graph, x, dynamic) for kind, x in records.items()}
-        except Exception as error:  # exporters and runtimes raise of many kinds; less freedom may be what helps
+        except (
+            Exception
+        ) as error:  # exporters and runtimes raise of many kinds; less freedom may be what helps
             reason = error
             continue
         _check(file, differences)
@@ -81,7 +83,7 @@ def _need_packages() -> None:
 
 
 def _free_axes(encoder: Encoder, x: Tensor) -> Iterator[tuple[str, ...]]:
-    """Sets of free axes to try, the largest first. A network that itself refuses another length is asked for one length only."""
+    """Sets of free axes to try, the largest first; the batch alone where the network itself refuses another length."""
     try:
         with torch.no_grad():
             encoder(_other_length(x))
@@ -154,8 +156,7 @@ def _description(
     import onnxruntime
 
     batch, samples = (
-        name if name in dynamic else size
-        for name, size in (("batch", x.shape[0]), ("samples", x.shape[2]))
+        name if name in dynamic else size for name, size in (("batch", x.shape[0]), ("samples", x.shape[2]))
     )
     mean, sd = (value.flatten().tolist() for value in (encoder.normalize.mean, encoder.normalize.sd))
     return {

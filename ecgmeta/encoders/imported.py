@@ -18,8 +18,8 @@ _PROBE_SECONDS = 10.0
 class ImportedEncoder(Encoder):
     """A user's ``nn.Module`` under the encoders' roof: it sees normalised records and gives features or feature maps.
 
-    Its class is constructed with ``leads=...``, with those of width, norm, fs and lead_names that its signature names, and with
-    ``settings``. A saved one holds the import path, so whoever loads it needs the class too.
+    Its class is constructed with ``leads=...``, with those of width, norm, fs and lead_names that its signature names (whatever
+    its own defaults are), and with ``settings``. A saved one holds the import path, so whoever loads it needs the class too.
 
     Args:
         path: ``"mypackage.module:Class"``.
@@ -48,8 +48,9 @@ class ImportedEncoder(Encoder):
         super().__init__(leads, fs, lead_names, preprocess)
         self.path = path
         offered = {"width": width, "norm": norm, "fs": fs, "lead_names": self.lead_names}
-        self.module = _construct(path, {"leads": leads}, offered, dict(settings or {}))
-        said = getattr(self.module, "num_features", None)
+        # Not "module", which the hub's mixin takes for a wrapper to be left out.
+        self.network = _construct(path, {"leads": leads}, offered, dict(settings or {}))
+        said = getattr(self.network, "num_features", None)
         self.num_features = said if isinstance(said, int) else self._probe()
 
     def initialise(self, generator: torch.Generator) -> Self:
@@ -57,7 +58,7 @@ class ImportedEncoder(Encoder):
         return self
 
     def maps(self, x: Tensor) -> Tensor:
-        out = self.module(x)
+        out = self.network(x)
         found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         if not isinstance(out, Tensor) or out.ndim not in (2, 3) or out.shape[1] != self.num_features:
             expected = f"(batch, {self.num_features}) or (batch, {self.num_features}, frames)"
@@ -67,9 +68,9 @@ class ImportedEncoder(Encoder):
     @torch.no_grad()
     def _probe(self) -> int:
         seconds = self.preprocess.get("duration", _PROBE_SECONDS)
-        training = self.module.training
-        out = self.module.eval()(torch.zeros(2, self.leads, round(seconds * self.fs)))
-        self.module.train(training)
+        training = self.network.training
+        out = self.network.eval()(torch.zeros(2, self.leads, round(seconds * self.fs)))
+        self.network.train(training)
         if not isinstance(out, Tensor) or out.ndim not in (2, 3) or len(out) != 2:
             found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise InputError(self.path, "output", found, "(batch, features) or (batch, features, frames)")

@@ -47,10 +47,10 @@ class Block(nn.Module):
 class ViT1d(Encoder):
     """A transformer on patches in time (after Dosovitskiy et al., 2021), of about the size of the paper's ResNet-18.
 
-    A patch is a quarter of a second of all leads; what is missing of the last one is the mean of the training records. Positions
-    are sinusoids, so that any length has them. Features are the mean over patches: there is no class token. LayerNorm normalises
-    each patch by itself, so a record's output never depends on its batch. There is no dropout: a loss is to be the same function
-    for the same batch.
+    A patch is a quarter of a second of all leads; what is missing of the last one is the mean of the training records.
+    Positions are sinusoids, so that any length has them. Features are the mean over patches: there is no class token.
+    LayerNorm normalises each patch by itself, so a record's output never depends on its batch. There is no dropout: a loss is
+    to be the same function for the same batch.
 
     Args:
         leads, fs, lead_names, preprocess: see :class:`~ecgmeta.encoders.base.Encoder`.
@@ -90,7 +90,9 @@ class ViT1d(Encoder):
 
     def maps(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, -x.shape[-1] % self.patch))
-        patches = x.unflatten(-1, (-1, self.patch)).transpose(1, 2).flatten(2)  # (batch, frames, leads · patch)
+        patches = (
+            x.unflatten(-1, (-1, self.patch)).transpose(1, 2).flatten(2)
+        )  # (batch, frames, leads · patch)
         tokens = self.embed(patches)
         tokens = tokens + sinusoids(tokens.shape[1], self.num_features, tokens)
         return self.norm(self.blocks(tokens)).transpose(1, 2)
@@ -99,8 +101,6 @@ class ViT1d(Encoder):
 def sinusoids(frames: int, dim: int, like: Tensor) -> Tensor:
     """(frames, dim) sines and cosines of ``frame · 10000^(−2j/dim)`` (Vaswani et al., 2017); dtype and device of ``like``."""
     steps = torch.arange(frames, dtype=like.dtype, device=like.device)
-    rates = torch.exp(
-        torch.arange(0, dim, 2, dtype=like.dtype, device=like.device) * (-math.log(1e4) / dim)
-    )
+    rates = torch.exp(torch.arange(0, dim, 2, dtype=like.dtype, device=like.device) * (-math.log(1e4) / dim))
     angles = steps[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], -1)

@@ -61,7 +61,8 @@ class Pretrained(PyTorchModelHubMixin):
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as aside:
-            kwargs.setdefault("config", {**(self._hub_mixin_config or {}), "class": type(self).__name__})
+            arguments = self._hub_mixin_config if isinstance(self._hub_mixin_config, dict) else {}
+            kwargs.setdefault("config", {**arguments, "class": type(self).__name__})
             url = super().save_pretrained(aside, **kwargs)
             for name in sorted(os.listdir(aside), key=lambda name: name == WEIGHTS):
                 os.replace(Path(aside, name), target / name)

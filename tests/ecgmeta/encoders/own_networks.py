@@ -60,6 +60,9 @@ class Tuple(nn.Module):
 class NoLeads(nn.Module):
     """Cannot be told how many leads there are."""
 
+    def __init__(self) -> None:
+        super().__init__()
+
 
 class NeedsMore(nn.Module):
     """Has an argument without a default."""
