@@ -19,6 +19,14 @@ from ecgmeta.runtime.files import read_json
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
+_HUB = (
+    "revision",
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "token",
+)  # which file of the hub, and how
+
 Model = TypeVar("Model", bound="Pretrained")
 
 
@@ -70,8 +78,7 @@ class Pretrained(PyTorchModelHubMixin):
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **kwargs: Any) -> Any:
-        hub = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-        options = {name: kwargs.pop(name) for name in hub if name in kwargs}
+        options = {name: kwargs.pop(name) for name in _HUB if name in kwargs}
         kwargs.pop("strict", None)
         path = Path(model_id, WEIGHTS)
         file = str(path) if path.is_file() else hf_hub_download(repo_id=model_id, filename=WEIGHTS, **options)
@@ -102,10 +109,14 @@ class Pretrained(PyTorchModelHubMixin):
         )
 
 
-def read_config(source: str | Path) -> dict[str, Any]:
+def read_config(source: str | Path, **options: Any) -> dict[str, Any]:
     """The ``config.json`` of a saved model in a folder or under a hub id ``owner/name``; empty where there is none to read.
 
     Whoever loads the model then says what is missing.
+
+    Args:
+        source: the folder or hub id.
+        options: of ``from_pretrained``; those that choose a file of the hub (``revision``, ``token`` ...) count.
 
     Raises:
         InputError: a file that holds something else.
@@ -113,7 +124,8 @@ def read_config(source: str | Path) -> dict[str, Any]:
     file = Path(source, CONFIG)
     if not Path(source).is_dir():
         try:
-            file = Path(hf_hub_download(str(source), CONFIG))
+            hub = {name: value for name, value in options.items() if name in _HUB}
+            file = Path(hf_hub_download(repo_id=str(source), filename=CONFIG, **hub))
         except (OSError, ValueError):
             return {}
     if not file.is_file():

@@ -167,6 +167,25 @@ def test_a_folder_says_whose_it_is(tmp_path: Path) -> None:
         load_encoder(tmp_path / "nothing")
 
 
+def test_a_hub_id_gives_the_encoder_and_its_preprocessing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = create_encoder("vit", leads=3, width=2, preprocess={"fs": 100.0, "duration": 4.0})
+    encoder.save_pretrained(tmp_path)
+    asked = set()
+
+    def download(repo_id: str, filename: str, revision: str | None = None, **rest: object) -> str:
+        asked.add((repo_id, filename, revision))
+        return str(tmp_path / filename)
+
+    for module in ("ecgmeta.runtime.pretrained", "huggingface_hub.hub_mixin"):
+        monkeypatch.setattr(f"{module}.hf_hub_download", download)
+    loaded = load_encoder("some-lab/vit-ecg", revision="v2")
+    assert asked == {("some-lab/vit-ecg", name, "v2") for name in ("config.json", "model.safetensors")}
+    assert torch.equal(loaded(_x()), encoder.eval()(_x()))
+    assert loaded.preprocess == {"fs": 100.0, "duration": 4.0}
+
+
 def test_what_earlier_versions_saved_is_a_residual_network(tmp_path: Path) -> None:
     encoder = _small().eval()
     encoder.save_pretrained(tmp_path)
