@@ -46,7 +46,7 @@ def test_a_ludb_record_in_another_order_and_rate(saved: Path, real_data: Path) -
     # The long way: each lead by hand, scipy's resampling, the normalisation written out.
     rows = np.stack([raw.d_signal[:, [n.lower() for n in raw.sig_name].index(n.lower())] for n in LEADS])
     prepared = resample_poly(rows.astype(np.float32) / 1000, 1, 5, axis=1, padtype="line")[:, :800]
-    mean = np.float32([0.1, 0.0, -0.1, 0.2])[:, None]
+    mean = np.array([0.1, 0.0, -0.1, 0.2], np.float32)[:, None]
     plain = load_encoder(saved)
     plain.normalize.set(0.0, 1.0)
     by_hand = plain(torch.from_numpy(((prepared - mean) / 0.25)[None].astype(np.float32)))
