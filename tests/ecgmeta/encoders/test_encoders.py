@@ -1,4 +1,4 @@
-"""What is particular to each encoder: sizes, parts, refusals. What all have in common is in test_conformance."""
+"""What is particular to each encoder: sizes, parts, refusals. What all have in common is in test_encoder_conformance."""
 
 from __future__ import annotations
 

@@ -42,7 +42,8 @@ def needs_onnx() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["vit", pytest.param("xresnet1d50", marks=pytest.mark.slow), "brought_along:Small"]
+    "name",
+    [*(pytest.param(n, marks=pytest.mark.slow) for n in ("vit", "xresnet1d50")), "brought_along:Small"],
 )
 def test_each_kind_of_encoder_learns_with_its_augmenter(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,7 +18,11 @@ from ecgmeta.runtime.errors import InputError
 OWN = ["own_networks:Maps", "own_networks:Features"]
 CASES = [(name, "batch") for name in (*list_encoders(), *OWN)]
 CASES += [(name, "group") for name in ("resnet18", "resnet50", "xresnet1d50")]  # one of each kind of block
-EVERY = pytest.mark.parametrize(("name", "norm"), CASES)
+_DEEP = ("resnet34", "xresnet1d101")  # more of what resnet18 and xresnet1d50 are made of
+EVERY = pytest.mark.parametrize(
+    ("name", "norm"),
+    [pytest.param(*case, marks=pytest.mark.slow if case[0] in _DEEP else ()) for case in CASES],
+)
 
 Tree = dict[str, Tensor]
 
