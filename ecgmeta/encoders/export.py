@@ -58,22 +58,29 @@ def export_onnx(encoder: Encoder, file: Path, records: Mapping[str, Tensor]) -> 
     _need_packages()
     encoder = deepcopy(encoder).cpu().float().eval()
     example = next(iter(records.values()))
-    reason: Exception | None = None
+    graph, dynamic, differences = _verified(encoder, example, records)
+    sidecar = file.with_suffix(".json")
+    write_atomic(file, lambda out: out.write(graph))
+    write_json(sidecar, _description(encoder, example, dynamic, differences))
+    return OnnxExport(file, sidecar, dynamic, differences)
+
+
+def _verified(
+    encoder: Encoder, example: Tensor, records: Mapping[str, Tensor]
+) -> tuple[bytes, tuple[str, ...], dict[str, float]]:
+    """The graph with the most free axes that answers as the encoder; those axes; the differences."""
+    name, reason = type(encoder).__name__, None
     for dynamic in _free_axes(encoder, example):
         try:
             graph = _graph(encoder, example, dynamic)
             differences = {kind: _difference(encoder, graph, x, dynamic) for kind, x in records.items()}
-        except (
-            Exception
-        ) as error:  # exporters and runtimes raise of many kinds; less freedom may be what helps
+            _check(name, differences)
+            return graph, dynamic, differences
+        except Exception as error:  # exporters and runtimes raise of many kinds, and less freedom may help
             reason = error
-            continue
-        _check(file, differences)
-        sidecar = file.with_suffix(".json")
-        write_atomic(file, lambda out, graph=graph: out.write(graph))  # type: ignore[misc]
-        write_json(sidecar, _description(encoder, example, dynamic, differences))
-        return OnnxExport(file, sidecar, dynamic, differences)
-    raise InputError(type(encoder).__name__, "ONNX export", reason, "operations that ONNX has") from reason
+    if isinstance(reason, InputError):
+        raise reason
+    raise InputError(name, "ONNX export", reason, "operations that ONNX has") from reason
 
 
 def _need_packages() -> None:
@@ -122,7 +129,8 @@ def _difference(encoder: Encoder, graph: bytes, x: Tensor, dynamic: tuple[str, .
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = torch.get_num_threads()  # its own idle ones would spin
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     tried = [x]
     if "batch" in dynamic:
@@ -142,11 +150,11 @@ def _difference(encoder: Encoder, graph: bytes, x: Tensor, dynamic: tuple[str, .
     return largest
 
 
-def _check(file: Path, differences: Mapping[str, float]) -> None:
+def _check(name: str, differences: Mapping[str, float]) -> None:
     for kind, value in differences.items():
         if not value <= TOLERANCE:
             found = f"{value:.1e} on {kind} records in onnxruntime"
-            raise InputError(file, "difference of features", found, f"at most {TOLERANCE:g}")
+            raise InputError(name, "difference of features", found, f"at most {TOLERANCE:g}")
 
 
 def _description(

@@ -15,6 +15,7 @@ from run_helpers import call, contents, error_line, metrics, pretrain
 from ecgmeta.encoders import Encoder, create_encoder, load_encoder
 from ecgmeta.encoders import export as exporter
 from ecgmeta.experiment.export import simulated
+from ecgmeta.runtime.errors import InputError
 
 OWN = """
 from torch import nn
@@ -117,14 +118,17 @@ class Crooked(Encoder):
 
 @pytest.mark.usefixtures("needs_onnx")
 def test_a_graph_that_answers_otherwise_is_not_written(tmp_path: Path) -> None:
-    from ecgmeta.runtime.errors import InputError
-
+    file, records = tmp_path / "encoder.onnx", {"random": torch.zeros(2, 12, 50)}
     with (
         mock.patch.object(exporter, "_free_axes", return_value=iter([("batch",)])),
-        pytest.raises(InputError, match=r"difference of features: found 1.0e-03 on random records"),
+        pytest.raises(InputError, match=r"Crooked: difference of features: found 1.0e-03 on random records"),
     ):
-        exporter.export_onnx(Crooked(), tmp_path / "encoder.onnx", {"random": torch.zeros(2, 12, 50)})
+        exporter.export_onnx(Crooked(), file, records)
     assert not list(tmp_path.iterdir())
+    # A graph for two records only answers as it should, and says that it is for two.
+    done = exporter.export_onnx(Crooked(), file, records)
+    assert done.dynamic == ()
+    assert json.loads(done.sidecar.read_text())["input"]["shape"] == [2, 12, 50]
 
 
 @pytest.mark.parametrize(
