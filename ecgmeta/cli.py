@@ -91,6 +91,36 @@ def report(run: RunFolder) -> None:
 
 
 @app.command()
+def export(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder, an encoder's folder, or a hub id (onnx).")
+    ],
+    format: Annotated[str, typer.Option(help="onnx or safetensors.")] = "onnx",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="By default RUN/encoder.onnx, or the folder RUN/export for safetensors."
+        ),
+    ] = None,
+) -> None:
+    """Write a run's encoder for other programs: ONNX, verified with onnxruntime, or weights with their configuration."""
+    from ecgmeta.runtime.errors import InputError
+
+    if format not in ("onnx", "safetensors"):
+        raise InputError("export", "--format", format, "onnx or safetensors")
+    from ecgmeta.experiment.export import to_onnx, to_safetensors
+
+    if format == "safetensors":
+        typer.echo(f"encoder: {to_safetensors(source, out)}")
+        return
+    done = to_onnx(source, out)
+    free = " and ".join(done.dynamic) or "no axis"
+    typer.echo(f"encoder: {done.file}, its input described in {done.sidecar}; {free} of any size")
+    for kind, value in done.differences.items():
+        typer.echo(f"largest difference in onnxruntime, {kind} records: {value:.1e}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder.")] = Path("runs/demo"),
     overrides: Overrides = None,

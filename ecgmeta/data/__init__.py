@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ecgmeta.data.auditing.audit import audit
     from ecgmeta.data.dataset import ECGDataset, concat
     from ecgmeta.data.load import RecordSource, SourceDataset
+    from ecgmeta.data.preprocess import Preprocess
     from ecgmeta.data.sources.arrays import ArrayDataset
     from ecgmeta.data.sources.code15 import CODE15
     from ecgmeta.data.sources.long_records import MITBIH, LongRecords
@@ -35,6 +36,7 @@ _HOMES = {
     "ArrayDataset": "ecgmeta.data.sources.arrays",
     "SyntheticCohort": "ecgmeta.data.synthetic",
     "ECGDataset": "ecgmeta.data.dataset",
+    "Preprocess": "ecgmeta.data.preprocess",
     "concat": "ecgmeta.data.dataset",
     "audit": "ecgmeta.data.auditing.audit",  # the package has another name, which would hide the function
 }
@@ -47,6 +49,7 @@ __all__ = [
     "ArrayDataset",
     "ECGDataset",
     "LongRecords",
+    "Preprocess",
     "RecordSource",
     "SourceDataset",
     "SyntheticCohort",

@@ -3,9 +3,9 @@
 `Preprocess` is a plain, serialisable description; the same object gives the same windows from the same record, always. It
 travels with an encoder (``encoder.preprocess``), so whoever loads one can treat new recordings alike::
 
-    encoder = ResNet1d.from_pretrained("runs/meta/encoder")
-    data = LUDB("ludb/", **encoder.preprocess)                                  # a folder of recordings, or
-    x = Preprocess.from_dict(encoder.preprocess).array(signal, fs, lead_names)  # one array
+    encoder = load_encoder("runs/meta/encoder")
+    data = LUDB("ludb/", **encoder.preprocess)                              # a folder of recordings, or
+    features = encoder(Preprocess.of(encoder).tensor(signal, fs, leads))    # one recording, as it comes
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from functools import cached_property, lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 from ecgmeta.data.leads import LIMB_COEFFICIENTS, STANDARD_LEADS, canonical, match_leads
 from ecgmeta.data.records import Record, millivolts
 from ecgmeta.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LARGEST_RATIO = 1000  # of two rates
 # A small denominator keeps the filter short. Nearly equal rates (499.97 and 500 Hz) need the larger one: at 1/1 the end of
@@ -49,6 +52,14 @@ class Window:
     @property
     def signal(self) -> NDArray[np.float32]:
         return millivolts(self.stored)
+
+
+class Prepared(Protocol):
+    """What an encoder says of the recordings that it reads."""
+
+    fs: float
+    lead_names: tuple[str, ...] | None
+    preprocess: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -142,6 +153,24 @@ class Preprocess:
                 raise InputError("preprocess", name, "an unknown setting", f"some of {', '.join(known)}")
         leads = settings.get("leads")
         return cls(**{**settings, "leads": None if leads is None else tuple(leads)})
+
+    @classmethod
+    def of(cls, encoder: Prepared) -> Preprocess:
+        """What an encoder wants done to recordings: its ``preprocess``, or its rate and leads where it says no more.
+
+        Raises:
+            InputError: an unknown setting, or a value out of range.
+        """
+        said = {"fs": encoder.fs, "leads": encoder.lead_names}
+        return cls.from_dict({**said, **encoder.preprocess})
+
+    def tensor(
+        self, signal: NDArray[np.floating], fs: float, leads: Sequence[str], name: str = "array"
+    ) -> Tensor:
+        """:meth:`array` as a tensor, ready for an encoder."""
+        import torch
+
+        return torch.from_numpy(self.array(signal, fs, leads, name))
 
     def array(
         self, signal: NDArray[np.floating], fs: float, leads: Sequence[str], name: str = "array"

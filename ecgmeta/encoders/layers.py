@@ -5,15 +5,23 @@ Under forward-mode differentiation torch's layers themselves run.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
 from ecgmeta.encoders.second_order import Convolution, Norm, Rectify
+from ecgmeta.runtime.errors import InputError
 
 
 def _has_tangent(*tensors: Tensor) -> bool:
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def _plain(*tensors: Tensor) -> bool:
+    """Whether torch's own operation serves: in forward mode, and where no graph is built (so exporters see only those)."""
+    return not torch.is_grad_enabled() or _has_tangent(*tensors)
 
 
 class TimeConv(nn.Conv2d):
@@ -29,7 +37,7 @@ class TimeConv(nn.Conv2d):
         self.geometry = (stride, kernel // 2)
 
     def forward(self, input: Tensor) -> Tensor:
-        if _has_tangent(input, self.weight):
+        if _plain(input, self.weight):
             return super().forward(input)
         # A view, because the engine answers for inner nodes only (see ``passes.wanted_by_pass``).
         return Convolution.apply(input, self.weight.view_as(self.weight), self.geometry)
@@ -68,4 +76,15 @@ class Rectifier(nn.Module):
 
 def rectify(x: Tensor) -> Tensor:
     """``max(x, 0)``."""
-    return torch.relu(x) if _has_tangent(x) else Rectify.apply(x)
+    return torch.relu(x) if _plain(x) else Rectify.apply(x)
+
+
+def norm_layer(kind: str, channels: int) -> nn.Module:
+    """``"batch"``, or ``"group"``: eight groups, or as many as divide the channels.
+
+    Raises:
+        InputError: another kind.
+    """
+    if kind not in ("batch", "group"):
+        raise InputError("encoder", "norm", repr(kind), "'batch' or 'group'")
+    return TimeBatchNorm(channels) if kind == "batch" else nn.GroupNorm(math.gcd(8, channels), channels)

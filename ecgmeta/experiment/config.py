@@ -20,7 +20,8 @@ BASELINES = {
     "random": "random encoder, linear head",
 }
 PROTOCOLS = ("full", "linear")
-ENCODERS = ("resnet18", "resnet34")  # as `ecgmeta.encoders.list_encoders`, which takes torch to ask
+# As `ecgmeta.encoders.list_encoders`, which takes torch to ask. Beside these, your own: mypackage.module:Class.
+ENCODERS = ("resnet18", "resnet34", "resnet50", "vit", "xresnet1d50", "xresnet1d101")
 WARP_SAMPLES = 211  # what the four convolutions of the paper's warp need
 AUGMENTERS = {
     "warp": "a time warp that never folds",
@@ -69,9 +70,9 @@ class Data:
 
 @dataclass
 class Encoder:
-    name: str = "resnet18"
+    name: str = "resnet18"  # or your own nn.Module as mypackage.module:Class
     width: int = 32
-    norm: str = "batch"
+    norm: str = "batch"  # or "group"; nothing to `vit`, which has LayerNorm
 
 
 @dataclass
@@ -262,7 +263,8 @@ def check(config: Experiment) -> None:
     for key, known in _CHOICES.items():
         value = _value(config, key)
         for one in value if isinstance(value, list) else [value]:
-            _need(one in known, key, one, f"one of {list(known)}")
+            imported = key == "encoder.name" and ":" in one
+            _need(one in known or imported, key, one, f"one of {list(known)}")
     for key in _POSITIVE:
         value = _value(config, key)
         _need(0 < value < math.inf, key, value, "a number above 0")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ecgmeta.encoders import ResNet1d
+from ecgmeta.encoders import Encoder, load_encoder
 from ecgmeta.experiment.cohort import Cohort
 from ecgmeta.experiment.config import ARMS, Experiment
 from ecgmeta.experiment.model import build_encoder
@@ -157,9 +157,9 @@ def _finished(run: Run, cell: Cell, config: Experiment) -> bool:
     return file.is_file() and read_json(file).get("settings") == _settings(config)
 
 
-def _encoder(config: Experiment, cell: Cell, arms: dict[str, Run], cohort: Cohort) -> ResNet1d:
+def _encoder(config: Experiment, cell: Cell, arms: dict[str, Run], cohort: Cohort) -> Encoder:
     if cell.arm in arms:
-        encoder = ResNet1d.from_pretrained(arms[cell.arm].encoder)
+        encoder = load_encoder(arms[cell.arm].encoder)
         if len(cohort.train.leads) != encoder.leads or cohort.train.fs != encoder.fs:
             found = f"{len(cohort.train.leads)} leads at {cohort.train.fs:g} Hz"
             raise InputError(
@@ -171,7 +171,7 @@ def _encoder(config: Experiment, cell: Cell, arms: dict[str, Run], cohort: Cohor
 
 
 def _train(
-    config: Experiment, cell: Cell, encoder: ResNet1d, cohort: Cohort, device: torch.device
+    config: Experiment, cell: Cell, encoder: Encoder, cohort: Cohort, device: torch.device
 ) -> tuple[Predictor, float]:
     from ecgmeta.evaluation import finetune as train_all
     from ecgmeta.evaluation import linear_probe

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ecgmeta.augment import Augmenter, LearnedPolicy, LearnedWarp
 from ecgmeta.bilevel import FeatureModuleProblem
-from ecgmeta.encoders import ResNet1d, create_encoder
+from ecgmeta.encoders import Encoder, create_encoder
 from ecgmeta.experiment.batches import Labelled
 from ecgmeta.experiment.cohort import Cohort, preprocess
 from ecgmeta.experiment.config import Experiment
@@ -21,7 +21,7 @@ from ecgmeta.simclr import SimCLR
 class FinetuneHead(nn.Module):
     """Fine-tuning as the engine sees it: the encoder, a linear head, and the multilabel cross-entropy."""
 
-    def __init__(self, encoder: ResNet1d, num_labels: int) -> None:
+    def __init__(self, encoder: Encoder, num_labels: int) -> None:
         super().__init__()
         self.encoder, self.head = encoder, nn.Linear(encoder.num_features, num_labels)
 
@@ -39,13 +39,13 @@ class FinetuneHead(nn.Module):
 class Model:
     """The networks of one arm and its problem; all live, so that training the problem trains them."""
 
-    encoder: ResNet1d
+    encoder: Encoder
     simclr: SimCLR
     augmenter: Augmenter | None
     problem: FeatureModuleProblem
 
 
-def build_encoder(config: Experiment, cohort: Cohort, seed: int) -> ResNet1d:
+def build_encoder(config: Experiment, cohort: Cohort, seed: int) -> Encoder:
     """A fresh encoder, normalising by the global mean and SD of the pre-training recordings (as the paper)."""
     with seeded(seed, "encoder"):
         encoder = create_encoder(
@@ -71,7 +71,7 @@ def global_moments(cohort: Cohort) -> tuple[float, float]:
     return mean, (squares / count - mean**2) ** 0.5
 
 
-def build_augmenter(config: Experiment, encoder: ResNet1d) -> Augmenter:
+def build_augmenter(config: Experiment, encoder: Encoder) -> Augmenter:
     """A fresh augmenter, for the encoder's leads and rate, whose network sees what the encoder sees."""
     augment, normalize = config.augment, encoder.normalize  # one mean and SD for all leads, see build_encoder
     shared: dict[str, Any] = {

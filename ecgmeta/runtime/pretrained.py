@@ -19,13 +19,22 @@ from ecgmeta.runtime.files import PART, read_json, unwritable
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
+_HUB = (
+    "revision",
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "token",
+)  # which file of the hub, and how
+
 Model = TypeVar("Model", bound="Pretrained")
 
 
 class Pretrained(PyTorchModelHubMixin):
     """Hugging Face's mixin, strict: every weight must fit, and what does not is named in one line.
 
-    A folder holds ``config.json`` (the constructor's arguments), ``model.safetensors`` and a ``README.md``.
+    A folder holds ``config.json`` (the constructor's arguments, and under ``"class"`` whose they are), ``model.safetensors``
+    and a ``README.md``.
     """
 
     @classmethod
@@ -62,6 +71,8 @@ class Pretrained(PyTorchModelHubMixin):
             InputError: the disk is full, or the folder cannot be written.
         """
         target = Path(save_directory)
+        arguments = self._hub_mixin_config if isinstance(self._hub_mixin_config, dict) else {}
+        kwargs.setdefault("config", {**arguments, "class": type(self).__name__})
         try:
             target.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(
@@ -78,8 +89,7 @@ class Pretrained(PyTorchModelHubMixin):
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **kwargs: Any) -> Any:
-        hub = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-        options = {name: kwargs.pop(name) for name in hub if name in kwargs}
+        options = {name: kwargs.pop(name) for name in _HUB if name in kwargs}
         kwargs.pop("strict", None)
         path = Path(model_id, WEIGHTS)
         file = str(path) if path.is_file() else hf_hub_download(repo_id=model_id, filename=WEIGHTS, **options)
@@ -110,11 +120,41 @@ class Pretrained(PyTorchModelHubMixin):
         )
 
 
+def read_config(source: str | Path, **options: Any) -> dict[str, Any]:
+    """The ``config.json`` of a saved model in a folder or under a hub id ``owner/name``; empty where there is none to read.
+
+    Whoever loads the model then says what is missing.
+
+    Args:
+        source: the folder or hub id.
+        options: of ``from_pretrained``; those that choose a file of the hub (``revision``, ``token`` ...) count.
+
+    Raises:
+        InputError: a file that holds something else.
+    """
+    file = Path(source, CONFIG)
+    if not Path(source).is_dir():
+        try:
+            hub = {name: value for name, value in options.items() if name in _HUB}
+            file = Path(hf_hub_download(repo_id=str(source), filename=CONFIG, **hub))
+        except (OSError, ValueError):
+            return {}
+    if not file.is_file():
+        return {}
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise InputError(file, "content", type(config).__name__, "the arguments of a saved model")
+    return config
+
+
 def _check_config(file: Path, cls: type) -> None:
     """Raise :class:`InputError` unless ``file`` holds arguments of ``cls`` (the mixin would drop the others unsaid)."""
     config = read_json(file)
     if not isinstance(config, dict):
         raise InputError(file, "content", type(config).__name__, f"the arguments of {cls.__name__}")
+    saved = config.pop("class", cls.__name__)  # folders of earlier versions do not say
+    if saved != cls.__name__:
+        raise InputError(file, "class", saved, cls.__name__)
     known = [name for name in inspect.signature(cls).parameters if name != "self"]
     for name in config:
         if name not in known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ecgmeta.augment import Augmenter, LearnedPolicy, score_surrogate
-from ecgmeta.encoders import ResNet1d
+from ecgmeta.encoders import Encoder
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.simclr.gather import gather
 from ecgmeta.simclr.nt_xent import record_losses
@@ -28,7 +28,7 @@ class SimCLR(nn.Module):
 
     def __init__(
         self,
-        encoder: ResNet1d,
+        encoder: Encoder,
         augmenter: Augmenter | None = None,
         *,
         temperature: float = 0.5,

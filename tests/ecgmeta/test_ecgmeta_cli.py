@@ -17,7 +17,7 @@ from ecgmeta.runtime.cli import guarded
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.signals import Stopped
 
-COMMANDS = ("pretrain", "finetune", "evaluate", "report", "demo", "data", "augment")
+COMMANDS = ("pretrain", "finetune", "evaluate", "report", "export", "demo", "data", "augment")
 
 
 def test_help_loads_nothing_slow() -> None:

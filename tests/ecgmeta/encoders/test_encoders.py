@@ -1,17 +1,19 @@
-"""The encoders: sizes, derivatives, independence of the batch, and their life on disk."""
+"""What is particular to each encoder: sizes, parts, refusals. What all have in common is in test_encoder_conformance."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from ecgmeta.encoders import Normalize, ResNet1d, create_encoder, list_encoders
+from ecgmeta.encoders import Encoder, Normalize, ResNet1d, XResNet1d, create_encoder, load_encoder
+from ecgmeta.encoders.vit1d import Attention
 from ecgmeta.runtime.errors import InputError
 
 
@@ -19,8 +21,8 @@ def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _small(norm: str = "batch", name: str = "resnet18", leads: int = 3, width: int = 4) -> ResNet1d:
-    return create_encoder(name, leads=leads, width=width, norm=norm, generator=_generator())
+def _small(norm: str = "batch", name: str = "resnet18", width: int = 4) -> Encoder:
+    return create_encoder(name, leads=3, width=width, norm=norm, generator=_generator())
 
 
 def _x(batch: int = 4, leads: int = 3, samples: int = 100, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -31,83 +33,101 @@ def _parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def test_the_papers_encoder_has_its_4_7_million_parameters_with_the_head() -> None:
-    encoder = create_encoder("resnet18")
-    assert _parameters(encoder) == 4_630_848
-    assert encoder.num_features == 256
+# Counted by hand from the papers' descriptions: convolutions, and two numbers a channel for each normalisation.
+def _bottleneck(channels_in: int, channels: int, kernel: int, projected: bool) -> int:
+    out = 4 * channels
+    count = channels_in * channels + channels**2 * kernel + channels * out + 2 * (2 * channels + out)
+    return count + (channels_in * out + 2 * out if projected else 0)
 
 
-@pytest.mark.parametrize("name", list_encoders())
+def _xresnet(blocks: tuple[int, ...]) -> int:
+    stem = 5 * (12 * 32 + 32 * 32 + 32 * 64) + 2 * (32 + 32 + 64)
+    return stem + _bottleneck(64, 64, 5, True) + (sum(blocks) - 1) * _bottleneck(256, 64, 5, False)
+
+
+def _resnet50() -> int:
+    count, channels = 12 * 32 * 15 + 2 * 32, 32
+    for stage, depth in enumerate((3, 4, 6, 3)):
+        for place in range(depth):
+            count += _bottleneck(channels, 32 * 2**stage, 15, place == 0)
+            channels = 4 * 32 * 2**stage
+    return count
+
+
+def _transformer(dim: int, depth: int) -> int:
+    block = 4 * (dim**2 + dim) + (dim * 4 * dim + 4 * dim) + (4 * dim * dim + dim) + 2 * 2 * dim
+    return 12 * 25 * dim + dim + depth * block + 2 * dim
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "features"),
+    [
+        ("resnet18", 4_630_848, 256),  # 4.7 million in the paper, with the head
+        ("resnet50", _resnet50(), 1024),
+        ("xresnet1d50", _xresnet((3, 4, 6, 3)), 256),
+        ("xresnet1d101", _xresnet((3, 4, 23, 3)), 256),
+        ("vit", _transformer(256, 6), 256),
+    ],
+)
+def test_the_papers_sizes(name: str, parameters: int, features: int) -> None:
+    encoder = create_encoder(name)
+    assert _parameters(encoder) == parameters
+    assert encoder.num_features == features
+
+
 @pytest.mark.parametrize("norm", ["batch", "group"])
-class TestFamily:
-    @pytest.mark.parametrize("samples", [1, 50, 101, 333])
-    def test_any_length_gives_one_row_of_features_a_record(self, name: str, norm: str, samples: int) -> None:
-        features = _small(norm, name).eval()(_x(samples=samples))
-        assert features.shape == (4, 32)
-        assert features.isfinite().all()
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "xresnet1d50", "vit"])
+def test_width_is_a_setting_even_where_eight_does_not_divide_it(name: str, norm: str) -> None:
+    encoder = create_encoder(name, leads=3, width=6, norm=norm)
+    assert encoder(_x()).shape == (4, encoder.num_features)
+    assert encoder.num_features == (192 if name == "resnet50" else 48)
 
-    def test_width_is_a_setting_even_where_eight_does_not_divide_it(self, name: str, norm: str) -> None:
-        encoder = create_encoder(name, leads=3, width=6, norm=norm)
-        assert encoder(_x()).shape == (4, encoder.num_features) == (4, 48)
 
-    def test_features_are_the_mean_of_the_maps_over_time(self, name: str, norm: str) -> None:
-        encoder = _small(norm, name).eval()
-        maps = encoder.forward_features(_x())
-        assert maps.shape[:2] == (4, 32)
-        torch.testing.assert_close(encoder(_x()), maps.mean(-1))
+def test_arguments_of_the_class_pass_through_and_others_are_named() -> None:
+    assert create_encoder("resnet18", leads=3, width=4, kernel=7)(_x()).shape == (4, 32)
+    blocks = create_encoder("vit", leads=3, width=4, depth=2).get_submodule("blocks")
+    assert len(list(blocks.children())) == 2
+    with pytest.raises(InputError, match=r"settings: found .*'kernle', expected arguments of ResNet1d"):
+        create_encoder("resnet18", kernle=7)
 
-    def test_a_generator_decides_every_weight(self, name: str, norm: str) -> None:
-        torch.manual_seed(1)
-        first = _small(norm, name).state_dict()
-        torch.manual_seed(2)
-        again = _small(norm, name).state_dict()
-        other = create_encoder(name, leads=3, width=4, norm=norm, generator=_generator(1)).state_dict()
-        assert all(torch.equal(value, again[key]) for key, value in first.items())
-        assert not torch.equal(first["stem.0.weight"], other["stem.0.weight"])
 
-    def test_the_second_derivative_is_that_of_finite_differences(self, name: str, norm: str) -> None:
-        """``Hv`` of a loss in train mode and float64, along one direction, against differences of its gradient."""
-        encoder, x = _small(norm, name, width=2).double(), _x(samples=48, dtype=torch.float64)
-        names, values = zip(*encoder.named_parameters(), strict=True)
-        direction = [
-            torch.randn(v.shape, generator=_generator(i), dtype=v.dtype) for i, v in enumerate(values)
-        ]
-        length = torch.cat([d.flatten() for d in direction]).norm()
-        direction = [d / length for d in direction]
+def test_a_block_of_the_benchmarks_network_starts_as_its_shortcut() -> None:
+    block = create_encoder("xresnet1d50", leads=3, width=4).eval().get_submodule("stages.1")
+    x = torch.rand(2, 32, 1, 20, generator=_generator())
+    torch.testing.assert_close(block(x), x)
+    stepping = create_encoder("xresnet1d50", leads=3, width=4).eval().get_submodule("stages.3")
+    odd = x[..., :19]
+    pairs = (
+        torch.cat([odd, odd[..., -1:]], -1).unflatten(-1, (10, 2)).mean(-1)
+    )  # the last one is a single sample's
+    torch.testing.assert_close(stepping(odd), pairs)
 
-        def gradient(step: float, create_graph: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-            at = [(v.detach() + step * d).requires_grad_() for v, d in zip(values, direction, strict=True)]
-            features = functional_call(encoder, dict(zip(names, at, strict=True)), (x,))
-            loss = (features.square() * torch.arange(features.shape[1])).sum()
-            return list(torch.autograd.grad(loss, at, create_graph=create_graph)), at
 
-        first, at = gradient(0.0, create_graph=True)
-        inner = sum((g * d).sum() for g, d in zip(first, direction, strict=True))
-        assert isinstance(inner, Tensor)
-        exact = torch.cat([h.flatten() for h in torch.autograd.grad(inner, at)])
-        step = 1e-6  # far below the distance to the nearest kink of a ReLU, far above float64's rounding
-        above, below = gradient(step)[0], gradient(-step)[0]
-        numeric = torch.cat([((a - b) / (2 * step)).flatten() for a, b in zip(above, below, strict=True)])
-        assert exact.norm() > 1e-3
-        assert float((exact - numeric).norm() / exact.norm()) < 1e-5
+def test_attention_is_torchs_own() -> None:
+    layer = Attention(16, 4).double()
+    x = _x(leads=7, samples=16, dtype=torch.float64)
+    query, key, value = (part.unflatten(-1, (4, 4)).transpose(1, 2) for part in layer.qkv(x).chunk(3, dim=-1))
+    expected = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(layer(x), layer.out(expected))
 
-    def test_saving_and_loading_gives_the_same_bits_in_evaluation(
-        self, name: str, norm: str, tmp_path: Path
-    ) -> None:
-        leads = ("I", "II", "V2")
-        encoder = create_encoder(name, leads=3, width=4, norm=norm, fs=250.0, lead_names=leads)
-        encoder.normalize.set(0.1, torch.tensor([0.5, 1.0, 2.0]))
-        encoder(_x())  # moves the running statistics
-        encoder.save_pretrained(tmp_path / "encoder")
-        loaded = ResNet1d.from_pretrained(tmp_path / "encoder")
-        assert not loaded.training
-        assert (loaded.leads, loaded.fs, loaded.lead_names) == (3, 250.0, leads)
-        state = encoder.state_dict()
-        assert loaded.state_dict().keys() == state.keys()
-        assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
-        assert torch.equal(loaded(_x()), encoder.eval()(_x()))
-        card = (tmp_path / "encoder" / "README.md").read_text()
-        assert "from ecgmeta.encoders import ResNet1d" in card
+
+def test_the_transformer_knows_where_in_time_a_patch_is() -> None:
+    encoder = create_encoder("vit", leads=3, width=4, generator=_generator()).eval()
+    x = _x(samples=100)
+    swapped = torch.cat([x[..., 25:50], x[..., :25], x[..., 50:]], -1)
+    assert not torch.allclose(encoder(x), encoder(swapped), atol=1e-3)
+    # A length that is no whole number of patches is filled up with the training mean.
+    encoder.normalize.set(2.0, 1.0)
+    filled = torch.cat([x[..., :90], torch.full((4, 3, 10), 2.0)], -1)
+    torch.testing.assert_close(encoder(x[..., :90]), encoder(filled))
+
+
+def test_patches_last_as_long_at_any_rate() -> None:
+    frames = [
+        create_encoder("vit", width=2, fs=fs).maps(torch.zeros(1, 12, int(10 * fs))).shape[-1]
+        for fs in (100, 500)
+    ]
+    assert frames == [40, 40]
 
 
 def test_with_group_norm_a_record_does_not_know_its_batch_and_with_batch_norm_it_does() -> None:
@@ -124,12 +144,6 @@ def test_an_unknown_name_or_norm_is_refused() -> None:
         create_encoder("resnet18", norm="layer")
 
 
-@pytest.mark.parametrize("shape", [(4, 100, 3), (3, 100), (4, 2, 100), (4, 1, 3, 100)])
-def test_another_layout_or_number_of_leads_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"encoder: shape of x: found .*expected \(batch, 3, samples\)"):
-        _small()(torch.zeros(shape))
-
-
 def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
     _small(width=4).save_pretrained(tmp_path / "narrow")
     _small(width=8).save_pretrained(tmp_path / "wide")
@@ -140,14 +154,46 @@ def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
         ResNet1d.from_pretrained(tmp_path / "narrow")
 
 
-def test_the_normalisation_is_applied_to_millivolts() -> None:
+def test_a_folder_says_whose_it_is(tmp_path: Path) -> None:
+    _small(name="xresnet1d50").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"config.json: class: found XResNet1d, expected ResNet1d"):
+        ResNet1d.from_pretrained(tmp_path)
+    assert isinstance(load_encoder(tmp_path), XResNet1d)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace("XResNet1d", "YResNet1d"))
+    with pytest.raises(InputError, match="class: found 'YResNet1d', expected one of"):
+        load_encoder(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        load_encoder(tmp_path / "nothing")
+
+
+def test_a_hub_id_gives_the_encoder_and_its_preprocessing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = create_encoder("vit", leads=3, width=2, preprocess={"fs": 100.0, "duration": 4.0})
+    encoder.save_pretrained(tmp_path)
+    asked = set()
+
+    def download(repo_id: str, filename: str, revision: str | None = None, **rest: object) -> str:
+        asked.add((repo_id, filename, revision))
+        return str(tmp_path / filename)
+
+    for module in ("ecgmeta.runtime.pretrained", "huggingface_hub.hub_mixin"):
+        monkeypatch.setattr(f"{module}.hf_hub_download", download)
+    loaded = load_encoder("some-lab/vit-ecg", revision="v2")
+    assert asked == {("some-lab/vit-ecg", name, "v2") for name in ("config.json", "model.safetensors")}
+    assert torch.equal(loaded(_x()), encoder.eval()(_x()))
+    assert loaded.preprocess == {"fs": 100.0, "duration": 4.0}
+
+
+def test_what_earlier_versions_saved_is_a_residual_network(tmp_path: Path) -> None:
     encoder = _small().eval()
-    plain = encoder(_x())
-    mean, sd = torch.tensor([0.1, -0.2, 3.0]), torch.tensor([0.5, 1.0, 20.0])
-    encoder.normalize.set(mean, sd)
-    shifted = _x() * sd.view(3, 1) + mean.view(3, 1)
-    torch.testing.assert_close(encoder(shifted), plain, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(encoder(_x()), plain, atol=1e-3)
+    encoder.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for later in ("class", "bottleneck"):
+        del config[later]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert torch.equal(load_encoder(tmp_path)(_x()), encoder(_x()))
 
 
 def test_one_constant_serves_all_leads_and_is_no_parameter() -> None:

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from ecgmeta.bilevel import DoubleBackward, ForwardOverReverse
 from ecgmeta.bilevel.products import Products
-from ecgmeta.encoders import ResNet1d, create_encoder
+from ecgmeta.encoders import Encoder, create_encoder
 from ecgmeta.encoders.layers import Rectifier, TimeBatchNorm, TimeConv
 
 
@@ -121,7 +121,7 @@ def test_third_derivatives_are_right() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def _native(encoder: ResNet1d) -> ResNet1d:
+def _native(encoder: Encoder) -> Encoder:
     """The same network with torch's layers."""
     for module in encoder.modules():
         if isinstance(module, TimeConv):
@@ -144,7 +144,7 @@ def test_the_encoders_products_are_those_of_torchs_layers(norm: str) -> None:
         encoder = (_native(encoder) if native else encoder).double().train()
         theta = dict(encoder.named_parameters())
 
-        def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], encoder: ResNet1d = encoder) -> Tensor:
+        def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], encoder: Encoder = encoder) -> Tensor:
             return functional_call(encoder, theta, (x + phi["shift"] * x.square(),)).pow(2).mean()
 
         if norm == "group" and route is ForwardOverReverse:

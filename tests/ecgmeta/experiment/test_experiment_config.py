@@ -102,6 +102,7 @@ def test_settings_that_do_not_go_together_are_refused(overrides: list[str]) -> N
     "overrides",
     [
         ["encoder.norm=group", "encoder.width=8"],
+        ["encoder.name=mypackage.module:Class"],
         ["data.train_folds=[1,2]", "data.test_folds=[3]"],
         ["data.duration=2", "pretrain.arm=simclr"],
         ["meta.warmup_epochs=0", "meta.unroll=0", "meta.terms=0", "finetune.patience=0"],

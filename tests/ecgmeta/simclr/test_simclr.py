@@ -101,7 +101,7 @@ def test_a_gradient_reaches_the_encoder_the_head_and_the_augmenter() -> None:
         warp.global_magnitude,
         warp.magnitude_layer.weight,
         warp.net[0].weight,
-        model.encoder.stem[0].weight,
+        model.encoder.get_parameter("stem.0.weight"),
     ):
         assert isinstance(weight, nn.Parameter)
         assert weight.grad is not None
