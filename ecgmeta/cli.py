@@ -253,11 +253,9 @@ def augment_import(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
 ) -> None:
     """Turn a checkpoint of the authors' released code into an augmenter of this package."""
-    from ecgmeta.augment import load_checkpoint
+    from ecgmeta.experiment.export import import_augmenter
 
-    augmenter = load_checkpoint(checkpoint)
-    augmenter.save_pretrained(out)
-    typer.echo(f"{augmenter!r}: {out}")
+    typer.echo(f"{import_augmenter(checkpoint, out)!r}: {out}")
 
 
 def _run(folder: Path, experiment: Any) -> None:

@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
 from ecgmeta.augment.functional import (
@@ -24,8 +23,7 @@ from ecgmeta.augment.functional import (
 )
 from ecgmeta.augment.functional.operation import wide
 from ecgmeta.runtime.errors import InputError
-from ecgmeta.runtime.files import read_json
-from ecgmeta.runtime.pretrained import Pretrained
+from ecgmeta.runtime.pretrained import Pretrained, read_config
 
 SHORTEST = 211
 """Samples that the paper's four convolutions of 15 with stride 2, without padding, need."""
@@ -344,15 +342,15 @@ def evaluated(module: nn.Module) -> Iterator[None]:
 
 
 def load_augmenter(source: str | Path, *, fs: float | None = None) -> Augmenter:
-    """The augmenter saved in a folder (a run's ``augmenter/``) or under a hub id, whichever class it is, at ``fs`` Hz."""
+    """The augmenter saved in a folder (a run's ``augmenter/``) or under a hub id, whichever class it is, at ``fs`` Hz.
+
+    Raises:
+        InputError: there is none, or none that these classes know.
+    """
     from ecgmeta.augment.policy import LearnedPolicy
 
-    config = Path(source, "config.json")
-    if not config.is_file() and not Path(source).is_dir():
-        try:
-            config = Path(hf_hub_download(str(source), "config.json"))
-        except (OSError, ValueError):  # LearnedWarp.from_pretrained says in one line what is wrong
-            return LearnedWarp.from_pretrained(source, fs=fs)
-    content = read_json(config) if config.is_file() else {}
-    policy = isinstance(content, dict) and "ops" in content
-    return (LearnedPolicy if policy else LearnedWarp).from_pretrained(source, fs=fs)
+    classes: dict[str, type[Augmenter]] = {cls.__name__: cls for cls in (LearnedWarp, LearnedPolicy)}
+    name = read_config(source).get("class", "LearnedWarp")  # what earlier versions saved without a name
+    if name not in classes:
+        raise InputError(source, "class", repr(name), f"one of {sorted(classes)}")
+    return classes[name].from_pretrained(source, fs=fs)

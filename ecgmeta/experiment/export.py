@@ -1,4 +1,4 @@
-"""An encoder out of its run folder, in the form that other programs read."""
+"""An encoder out of its run folder, in the form that other programs read; and what other programs wrote, in ours."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ecgmeta.augment import Augmenter, load_checkpoint
 from ecgmeta.data.leads import STANDARD_LEADS, canonical
 from ecgmeta.data.synthetic import SyntheticCohort
 from ecgmeta.encoders import Encoder, load_encoder
@@ -21,6 +22,17 @@ from ecgmeta.runtime.seeds import torch_generator
 _SECONDS = 10.0  # of records to verify on, where the encoder does not say
 _RECORDS = 4
 _RATES = (50.0, 2000.0)  # what the simulator can do, Hz
+
+
+def import_augmenter(checkpoint: Path, out: Path) -> Augmenter:
+    """A checkpoint of the authors' released code, saved as an augmenter into the folder ``out``.
+
+    Raises:
+        InputError: see :func:`~ecgmeta.augment.load_checkpoint`.
+    """
+    augmenter = load_checkpoint(checkpoint)
+    augmenter.save_pretrained(out)
+    return augmenter
 
 
 def to_onnx(source: Path, out: Path | None = None) -> OnnxExport:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from ecgmeta import __version__
@@ -85,3 +86,16 @@ def test_synthetic_recordings_as_files(tmp_path: Path) -> None:
     assert signals.dtype == np.float32
     for name in ("labels.csv", "meta.csv"):
         assert len((tmp_path / name).read_text().splitlines()) == 7
+
+
+def test_a_checkpoint_of_the_released_code_becomes_an_augmenter(tmp_path: Path) -> None:
+    from ecgmeta.augment import LearnedPolicy, load_augmenter
+
+    prefix = "sub_policies.0.stages.0."
+    state = {f"{prefix}_weights": torch.arange(7.0)}
+    torch.save({"epoch": 1, "aug_sd": state}, tmp_path / "taskaug.pt")
+    result = CliRunner().invoke(app, ["augment", "import", str(tmp_path / "taskaug.pt"), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    policy = load_augmenter(tmp_path / "out")
+    assert isinstance(policy, LearnedPolicy)
+    assert policy.logits.tolist() == [list(range(7))]
