@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from ecgmeta.augment import Augmenter, Transform
+from ecgmeta.bilevel import MicroBatches
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.seeds import numpy_generator, torch_generator
 from ecgmeta.simclr import Views, draw_views
@@ -81,6 +82,7 @@ class SimCLRBatches:
         label_batch_size: recordings of a fine-tuning batch.
         rank, ranks: of a data-parallel run. Each rank draws the whole pre-training batch and works on its part, so that the
             numbers are those of one process; fine-tuning batches are whole on each.
+        micro_batches: parts of a pre-training step's batch, each with negatives of its own.
 
     Raises:
         InputError: a batch that the ranks cannot share evenly.
@@ -101,6 +103,7 @@ class SimCLRBatches:
         device: torch.device,
         rank: int = 0,
         ranks: int = 1,
+        micro_batches: int = 1,
     ) -> None:
         self._pretrain, self._rank, self._ranks = pretrain, rank, ranks
         self._train, self._validation = (
@@ -115,8 +118,11 @@ class SimCLRBatches:
             ("pretrain.batch_size", self.batch_size),
             ("meta.hyper_batch_size", self.hyper_batch_size),
         ):
-            if size % ranks:
-                raise InputError("configuration", key, size, f"a multiple of the {ranks} processes")
+            parts = ranks * (micro_batches if key == "pretrain.batch_size" else 1)
+            if size % parts or size < 2 * parts:
+                wanted = f"a multiple of {parts} ({ranks} processes, {parts // ranks} micro-batches), 2 records each"
+                raise InputError("configuration", key, size, wanted)
+        self._micro_batches = micro_batches
         self.steps_per_epoch = len(pretrain) // self.batch_size
         self._seed, self._device = seed, device
         self._order = lru_cache(maxsize=1)(self._epoch_order)
@@ -125,10 +131,12 @@ class SimCLRBatches:
         """Pre-training steps in a number of epochs."""
         return math.ceil(epochs * self.steps_per_epoch)
 
-    def pretrain(self, step: int) -> Views:
+    def pretrain(self, step: int) -> Any:
+        """Views, or :class:`MicroBatches` of them."""
         epoch, place = divmod(step, self.steps_per_epoch)
         rows = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
-        return self._views(rows, "views", step)
+        views, parts = self._views(rows, "views", step), self._micro_batches
+        return views if parts == 1 else MicroBatches([views.part(i, parts) for i in range(parts)])
 
     def hyper(self, step: int, k: int = 0) -> Views:
         rng = numpy_generator(self._seed, "φ batch", step, k)

@@ -109,7 +109,9 @@ class Pretrain:
     arm: str = "meta"
     epochs: float = 50.0
     max_steps: int = 0  # stop earlier; 0: no limit
-    batch_size: int = 256
+    batch_size: int = 256  # of all processes together
+    micro_batches: int = 1  # parts of a step's batch, to save memory; negatives then come from a part
+    precision: str = "32"  # "bf16": plain steps under autocast; φ steps stay in float32
     lr: float = 1e-4
     temperature: float = 0.5
     projection: int = 128
@@ -219,6 +221,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "baselines": tuple(BASELINES),
     "evaluate.reference": (*ARMS, *BASELINES),
     "encoder.name": ENCODERS,
+    "pretrain.precision": ("32", "bf16"),
     "encoder.norm": ("batch", "group"),
     "finetune.protocols": PROTOCOLS,
     "through": STAGES,
@@ -235,7 +238,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _POSITIVE = (
     *("data.fs", "data.duration", "data.synthetic.n", "encoder.width"),
     *("pretrain.epochs", "pretrain.lr", "pretrain.temperature", "pretrain.projection"),
-    *("pretrain.log_every", "pretrain.checkpoint_every"),
+    *("pretrain.log_every", "pretrain.checkpoint_every", "pretrain.micro_batches"),
     *(
         "meta.labels",
         "meta.period",

@@ -20,6 +20,7 @@ from ecgmeta.bilevel import (
     Unroll,
     meta_train,
 )
+from ecgmeta.bilevel.distributed import local, mean_over_ranks
 from ecgmeta.bilevel.probe import ROUTES
 from ecgmeta.experiment.batches import SimCLRBatches
 from ecgmeta.experiment.cohort import Cohort
@@ -34,6 +35,7 @@ from ecgmeta.runtime.files import MetricLog, load_checkpoint, save_checkpoint
 from ecgmeta.runtime.pretrained import check_weights
 from ecgmeta.runtime.progress import Report as Progress
 from ecgmeta.runtime.progress import say
+from ecgmeta.runtime.ranks import Ranks
 from ecgmeta.runtime.signals import StopRequest, stop_between_steps
 
 if TYPE_CHECKING:
@@ -52,10 +54,14 @@ class _Training:
     head_optimizer: Adam
     guard: PhiGuard
     pace: Pace
+    ranks: Ranks
 
 
-def pretrain(run: Run, cohort: Cohort, device: torch.device, progress: Progress) -> None:
+def pretrain(run: Run, cohort: Cohort, ranks: Ranks, progress: Progress) -> None:
     """Pre-train ``run``'s arm from where it stands to its end; writes ``encoder/`` and ``augmenter/`` last.
+
+    Of data-parallel ranks, each with its part of every batch, the first writes. With batch normalisation each takes the
+    statistics of its part, and the first's are saved.
 
     Raises:
         InputError: labels that cannot guide pre-training; a checkpoint of another architecture.
@@ -63,10 +69,17 @@ def pretrain(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
         Diverged: a loss or a weight is not finite, or a φ step failed under ``meta.on_failure=stop``; the last checkpoint
             stands, and holds finite numbers.
     """
+    ranks.wait()  # all look before the first one writes
     if run.pretrained:
         return
-    training = _prepare(run.config, cohort, device)
-    seconds = _resume(run, training, device)
+    training = _prepare(run.config, cohort, ranks)
+    seconds = _resume(run, training, ranks.device)
+    ranks.wait()
+    if not ranks.leads:
+        with stop_between_steps() as stop:
+            _train(run, training, None, progress, stop, seconds)
+            stop.check()
+        return
     if training.model.augmenter is not None and training.state.step == 0:
         training.model.augmenter.save_pretrained(run.augmenter_before)
     _note_data(run, cohort)
@@ -89,15 +102,21 @@ def pretrain(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
 
 
 def _train(
-    run: Run, training: _Training, log: MetricLog, progress: Progress, stop: StopRequest, seconds: float
+    run: Run,
+    training: _Training,
+    log: MetricLog | None,
+    progress: Progress,
+    stop: StopRequest,
+    seconds: float,
 ) -> None:
-    """Every step that is left; each is logged, shown, and where it is due saved."""
+    """Every step that is left; each is logged, shown, and where it is due saved, by the rank that has the log."""
     total, every = training.schedule.steps, run.config.pretrain.checkpoint_every
     start = time.perf_counter() - seconds
     last_norm = ""
 
     def lost(step: int, failure: Failure) -> None:
-        log.write(step, failure=asdict(failure), seconds=time.perf_counter() - start)
+        if log is not None:
+            log.write(step, failure=asdict(failure), seconds=time.perf_counter() - start)
 
     for report in finite(_steps(run.config, training), training.state, lost):
         done = report.step + 1
@@ -105,18 +124,21 @@ def _train(
         failure = training.guard(report)
         if report.hyper is not None:
             last_norm = f", |hypergradient| {report.diagnostics['norm']:.2g}"
-        if report.hyper is not None or done % run.config.pretrain.log_every == 0 or done in (1, total):
+        due = report.hyper is not None or done % run.config.pretrain.log_every == 0 or done in (1, total)
+        if due and log is not None:
             log.write(report.step, **_logged(report, failure, training, time.perf_counter() - start))
         if failure is not None and failure.action == "stop":
             raise diverged(failure, report.step)
         text = f"pre-training {run.arm}: loss {report.pretrain_loss:.3f}{last_norm}"
         progress(done, total, text, training.pace.left(done))
+        stop.number = training.ranks.agreed(stop.number)
         stopping = stop.number is not None  # asked once: what is stopped is what was saved
         if stopping or done == total or done % every == 0:
             if (failure := _broken(training)) is not None:
                 lost(done, failure)  # as the step that cannot be taken
                 raise diverged(failure, report.step)
-            _save(run, training, time.perf_counter() - start)
+            if log is not None:
+                _save(run, training, time.perf_counter() - start)
         if stopping and done < total:
             stop.check()
 
@@ -136,11 +158,13 @@ def _steps(config: Experiment, training: _Training) -> Iterator[Report]:
         clip=config.meta.clip or None,
         products=ROUTES.get(config.meta.products),  # "cheapest" is none of them: the engine chooses
         on_failure="skip",  # the engine reports; what is done about it is the guard's
+        reduce=mean_over_ranks() if training.ranks.size > 1 else local,
+        autocast=torch.bfloat16 if config.pretrain.precision == "bf16" else None,
     )
 
 
-def _prepare(config: Experiment, cohort: Cohort, device: torch.device) -> _Training:
-    arm = config.pretrain.arm
+def _prepare(config: Experiment, cohort: Cohort, ranks: Ranks) -> _Training:
+    arm, device = config.pretrain.arm, ranks.device
     model = build(config, cohort, arm)
     model.simclr.to(device)
     train, validation = None, None
@@ -158,6 +182,9 @@ def _prepare(config: Experiment, cohort: Cohort, device: torch.device) -> _Train
         label_batch_size=config.meta.batch_size,
         seed=config.seed,
         device=device,
+        rank=ranks.rank,
+        ranks=ranks.size,
+        micro_batches=config.pretrain.micro_batches,
     )
     if batches.batch_size < config.pretrain.batch_size:
         say(
@@ -180,7 +207,8 @@ def _prepare(config: Experiment, cohort: Cohort, device: torch.device) -> _Train
     head = Adam(config.meta.head_lr)
     guard = PhiGuard(config.meta, state)
     pace = Pace(schedule, config.pretrain.checkpoint_every, phi_step_guess(config))
-    return _Training(model, batches, state, schedule, Unroll(config.meta.unroll, head), head, guard, pace)
+    unroll = Unroll(config.meta.unroll, head)
+    return _Training(model, batches, state, schedule, unroll, head, guard, pace, ranks)
 
 
 def _phi_optimizer(config: Experiment, augmenter: Augmenter | None) -> torch.optim.Optimizer:

@@ -149,10 +149,11 @@ class Run:
         """Add to ``run.json``."""
         write_json(self.folder / "run.json", {**self.info, **values})
 
-    def other(self, arm: str) -> Run:
-        """The run of another arm beside this one."""
+    def other(self, arm: str, write: bool = True) -> Run:
+        """The run of another arm beside this one; made where it is not there and this process is to ``write``."""
         config = replace(self.config, pretrain=replace(self.config.pretrain, arm=arm), compare=[])
-        return Run.create(self.folder / "compare" / arm, config)
+        folder = self.folder / "compare" / arm
+        return Run.create(folder, config) if write else Run(folder, config)
 
     def arms(self) -> dict[str, Run]:
         """This run and those beside it, by arm; the ones that have ended."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ecgmeta.experiment.cohort import Cohort, load
 from ecgmeta.experiment.config import STAGES, Experiment
@@ -18,6 +17,7 @@ from ecgmeta.experiment.run import Run
 from ecgmeta.experiment.sinks import check_sinks
 from ecgmeta.runtime.files import folder_lock
 from ecgmeta.runtime.progress import progress_bar, say
+from ecgmeta.runtime.ranks import find_ranks
 from ecgmeta.runtime.signals import stop_at_once
 
 
@@ -40,12 +40,15 @@ def _run_experiment(folder: Path, config: Experiment) -> dict[str, Any] | None:
         metaft(config, cohort)
     if config.through != "pretrain":
         check_labels(config, cohort)
-    with folder_lock(folder):
-        run = Run.create(folder, config)
-        device = _device(config)
-        for other in [run, *(run.other(arm) for arm in config.compare if arm != run.arm)]:
+    ranks = find_ranks(config.accelerator)
+    with folder_lock(folder) if ranks.leads else nullcontext():
+        run = Run.create(folder, config) if ranks.leads else Run(folder, config)
+        for other in [run, *(run.other(arm, ranks.leads) for arm in config.compare if arm != run.arm)]:
             with progress_bar() as progress:
-                pretrain(other, cohort, device, progress)
+                pretrain(other, cohort, ranks, progress)
+        ranks.part()
+        if not ranks.leads:  # what comes after pre-training is one process's work
+            return None
         run.set_later(config)
         return _later(run, cohort, STAGES[1 : STAGES.index(config.through) + 1])
 
@@ -80,18 +83,14 @@ def _load(config: Experiment, test_patients: frozenset[str] | None = None) -> Co
 
 
 def _later(run: Run, cohort: Cohort, stages: Sequence[str]) -> dict[str, Any] | None:
+    from lightning_fabric import Fabric
+
     results = None
     with progress_bar() as progress:
         if "finetune" in stages:
-            finetune(run, cohort, _device(run.later), progress)
+            finetune(run, cohort, Fabric(accelerator=run.later.accelerator, devices=1).device, progress)
         if "evaluate" in stages:
             results = evaluate(run, progress)
     if "report" in stages:
         say(f"report: {report(run, cohort)}")
     return results
-
-
-def _device(config: Experiment) -> torch.device:
-    from lightning_fabric import Fabric
-
-    return Fabric(accelerator=config.accelerator, devices=1).device

@@ -114,7 +114,7 @@ class Ours:
     ) -> None:
         torch.manual_seed(0)
         encoder = create_encoder("resnet18", width=width)
-        augmenter = LearnedWarp() if learned else None
+        augmenter = LearnedWarp(variant="paper") if learned else None  # as the reference
         self.batches = Batches(batch, augmenter, dtype, torch.device(device))
         simclr = SimCLR(encoder, augmenter).to(device, dtype)
         head = FinetuneHead(encoder, 5).to(device, dtype)

@@ -94,7 +94,9 @@ def test_a_checkpoint_of_the_released_code_becomes_an_augmenter(tmp_path: Path) 
     prefix = "sub_policies.0.stages.0."
     state = {f"{prefix}_weights": torch.arange(7.0)}
     torch.save({"epoch": 1, "aug_sd": state}, tmp_path / "taskaug.pt")
-    result = CliRunner().invoke(app, ["augment", "import", str(tmp_path / "taskaug.pt"), "--out", str(tmp_path / "out")])
+    result = CliRunner().invoke(
+        app, ["augment", "import", str(tmp_path / "taskaug.pt"), "--out", str(tmp_path / "out")]
+    )
     assert result.exit_code == 0, result.output
     policy = load_augmenter(tmp_path / "out")
     assert isinstance(policy, LearnedPolicy)
