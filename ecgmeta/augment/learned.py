@@ -187,7 +187,7 @@ class OpinionNetwork(nn.Sequential):
         layers: list[nn.Module] = []
         for channels in (leads, 32, 32, 32):
             conv = OpinionConv(channels, 32, 15, stride=2, padding=7 if padded else 0)
-            layers += [conv, nn.BatchNorm2d(32), nn.ReLU()]
+            layers += [conv, nn.BatchNorm2d(32), nn.ReLU(inplace=True)]
         super().__init__(*layers)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ecgmeta.augment import functional
@@ -88,8 +91,26 @@ class WhiteNoise(Transform):
         level = self.max_fraction * torch.rand(
             *x.shape[:2], 1, generator=generator, device=x.device, dtype=x.dtype
         )
-        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        return functional.white_noise(x, level, noise=noise)
+        return functional.white_noise(x, level, noise=_normal(x, generator))
+
+
+def _normal(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal noise like x.
+
+    For float32 on a CPU, where drawing it is most of the work of a static pipeline: one of the 65,536 middles of equally likely
+    intervals (SD 0.99998, at most 4.33 either way), by bits of NumPy's generator seeded from ``generator``. A third of the time.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    bits = np.random.PCG64(seed).random_raw(-(-x.numel() // 4)).view(np.uint16)[: x.numel()]
+    return torch.from_numpy(_quantiles().take(bits)).view(x.shape)
+
+
+@lru_cache(maxsize=1)
+def _quantiles() -> NDArray[np.float32]:
+    middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
+    return torch.special.ndtri(middles).float().numpy()
 
 
 class Random(Transform):

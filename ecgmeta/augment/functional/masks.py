@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -18,15 +20,19 @@ def zero_crop(x: Tensor, length: Tensor, start: Tensor) -> Tensor:
         length, start: integers, broadcastable to (batch, leads, 1).
     """
     n = x.shape[-1]
-    t = torch.arange(n, device=x.device)
-    # From each sample on, as rows: those from the start differ from those from the end in the stretch. Copying rows of a
-    # small table is several times faster than comparing every sample with two numbers.
-    onwards = t >= torch.arange(n + 1, device=x.device).unsqueeze(1)
+    onwards = _onwards(n, x.device)
     first, last = (
         at.clamp(0, n).expand(len(x), at.shape[1] if at.ndim == 3 else 1, 1) for at in (start, start + length)
     )
     stretch = onwards[first.flatten()] ^ onwards[last.flatten()]
     return x.clone().masked_fill_(stretch.view(len(x), -1, n), 0.0)
+
+
+@lru_cache(maxsize=4)
+def _onwards(n: int, device: torch.device) -> Tensor:
+    """(n + 1, n), row i true from sample i on: two rows differ in a stretch. Copying rows of this small table is several times
+    faster than comparing every sample with two numbers."""
+    return torch.arange(n, device=device) >= torch.arange(n + 1, device=device).unsqueeze(1)
 
 
 def soft_stretch(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecgmeta.augment.functional.operation import Noise, in_cache, operation
+from ecgmeta.augment.functional.operation import Noise, concretely, in_cache, operation
 from ecgmeta.runtime.errors import InputError
 
 
@@ -71,9 +71,25 @@ class _Sample(torch.autograd.Function):
 
 
 def _interpolate(x: Tensor, positions: Tensor) -> Tensor:
+    plain = x.dtype == positions.dtype == torch.float32 and positions.shape[1] == 1 and x.device.type == "cpu"
+    # NaN has no place in a grid; and whether there is one cannot be asked while a compiler traces.
+    if plain and not torch.compiler.is_compiling() and concretely(lambda: bool(positions.isfinite().all())):
+        return _by_grid(x, positions)
     index, low, high = _neighbours(positions, x.shape[-1])
     result = _read(x, index).mul_(_hat(low).to(x.dtype))
     return result.addcmul_(_read(x, index + 1), _hat(high).to(x.dtype))
+
+
+def _by_grid(x: Tensor, positions: Tensor) -> Tensor:
+    """The same by ``grid_sample``, in half the time on a CPU.
+
+    In a record of 2ᵏ samples whole positions are exact numbers on its way to [−1, 1] and back; others lose 2⁻²⁵ of the record.
+    """
+    n = x.shape[-1]
+    size = 1 << (n - 1).bit_length()
+    grid = (2 * positions + 1) / size - 1
+    grid = torch.stack([grid, torch.zeros_like(grid)], dim=-1)
+    return F.grid_sample(F.pad(x, (0, size - n)).unsqueeze(2), grid, align_corners=False).squeeze(2)
 
 
 def _pull_back(x: Tensor, positions: Tensor, gradient: Tensor) -> Tensor:
