@@ -150,18 +150,29 @@ class Augmenter(nn.Module, Pretrained):
         if x.shape[1] != self.leads:
             raise InputError(type(self).__name__, "leads of x", x.shape[1], self.leads)
 
+    def normalised(self, x: Tensor) -> Tensor:
+        """``(x − mean)/std``, as its network sees records."""
+        return x if (self.mean, self.std) == (0.0, 1.0) else (x - self.mean) / self.std
+
     def resample(self, x: Tensor, fs: float) -> Tensor:
         """x at ``fs`` Hz, for a network that learned there: averages where there are fewer samples, else lines between them."""
         n = max(1, round(x.shape[-1] * fs / self.input_fs))
         if n == x.shape[-1]:
             return x
-        if x.shape[-1] % n == 0:  # several times as fast as pooling
-            factor = x.shape[-1] // n
-            total = x[..., ::factor]
-            for place in range(1, factor):
-                total = total + x[..., place::factor]
-            return total / factor
+        if x.shape[-1] % n == 0:
+            return _averages(x, x.shape[-1] // n)
         return F.adaptive_avg_pool1d(x, n) if n < x.shape[-1] else F.interpolate(x, size=n, mode="linear")
+
+
+def _averages(x: Tensor, factor: int) -> Tensor:
+    """Means of ``factor`` samples; halving again and again takes a tenth of the time of torch's pooling."""
+    rest, scale = factor, 1 / factor
+    while rest % 2 == 0:
+        x, rest = x[..., ::2] + x[..., 1::2], rest // 2
+    total = x[..., ::rest]
+    for place in range(1, rest):
+        total = total + x[..., place::rest]
+    return total * scale
 
 
 class OpinionConv(nn.Conv1d):
@@ -267,7 +278,7 @@ class LearnedWarp(Augmenter):
             seen = self.resample(
                 x.to(self.global_magnitude.dtype), self.fs if self.variant == "paper" else NETWORK_HZ
             )
-            opinion = 2 * torch.sigmoid(self.magnitude_layer(self.net((seen - self.mean) / self.std)))
+            opinion = 2 * torch.sigmoid(self.magnitude_layer(self.net(self.normalised(seen))))
             return opinion * self.global_magnitude.square()
 
     def displacement(self, x: Tensor, noise: Tensor) -> Tensor:

@@ -258,7 +258,7 @@ class LearnedPolicy(Augmenter):
         if self.magnitudes == "network":
             # In the parameters' precision, under autocast too; see LearnedWarp.
             with torch.autocast(x.device.type, enabled=False):
-                seen = (self.resample(x.to(g.dtype), NETWORK_HZ) - self.mean) / self.std
+                seen = self.normalised(self.resample(x.to(g.dtype), NETWORK_HZ))
                 opinion = 2 * torch.sigmoid(self.magnitude_layer(self.net(seen)))
             magnitude = magnitude * opinion.unflatten(1, self.g.shape[:2]).unsqueeze(-1)
         return torch.stack(

@@ -98,7 +98,7 @@ def _normal(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal noise like x.
 
     For float32 on a CPU, where drawing it is most of the work of a static pipeline: one of the 65,536 middles of equally likely
-    intervals (SD 0.99998, at most 4.33 either way), by bits of NumPy's generator seeded from ``generator``. A third of the time.
+    intervals (SD 0.99998, at most 4.33 either way), by bits of NumPy's generator seeded from ``generator``. Half the time.
     """
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
