@@ -91,7 +91,7 @@ class WhiteNoise(Transform):
         level = self.max_fraction * torch.rand(
             *x.shape[:2], 1, generator=generator, device=x.device, dtype=x.dtype
         )
-        return functional.white_noise(x, level, noise=_normal(x, generator))
+        return functional.OPERATIONS["white_noise"].run(x, level, noise=_normal(x, generator))
 
 
 def _normal(x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -273,7 +273,10 @@ class Compose(Transform):
 
     def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         for transform in self.transforms:
-            x = transform(x, generator=generator)
+            if isinstance(transform, Transform) and transform.training:  # x was checked, once
+                x = transform.augment(x, generator or transform.generator)
+            else:
+                x = transform(x, generator=generator)
         return x
 
 
