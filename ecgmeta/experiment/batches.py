@@ -155,7 +155,8 @@ class SimCLRBatches:
     def _views(self, rows: NDArray[np.int64], purpose: str, *numbers: int) -> Views:
         x = self._pretrain[rows][0].to(self._device)
         generator = torch_generator(self._seed, purpose, *numbers, device=self._device)
-        views = draw_views(x, self._static, self._augmenter, generator=generator)
+        numbered = torch.from_numpy(rows).to(self._device)
+        views = draw_views(x, self._static, self._augmenter, rows=numbered, generator=generator)
         return views if self._ranks == 1 else views.part(self._rank, self._ranks)
 
     def _labelled(self, pool: Pool | None, purpose: str, step: int, k: int) -> Labelled:

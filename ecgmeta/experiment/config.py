@@ -12,9 +12,12 @@ from ecgmeta.runtime.errors import InputError
 
 ARMS = {
     "meta": "SimCLR with augmentations learned by hypergradient",
+    "meta_weights": "SimCLR with a weight for each recording learned by hypergradient",
     "simclr": "SimCLR with static augmentations",
     "simclr_warp": "SimCLR with the augmenter as it starts, not learned",
 }
+LEARNING = ("meta", "meta_weights")  # arms that have a φ
+AUGMENTED = ("meta", "simclr_warp")  # arms that have an augmenter
 BASELINES = {
     "none": "no pre-training: trained from scratch on the labels",
     "random": "random encoder, linear head",
@@ -309,7 +312,7 @@ def _check_training(config: Experiment) -> None:
     width = config.encoder.width
     grouped = config.encoder.norm == "batch" or width in (1, 2, 4) or width % 8 == 0
     _need(grouped, "encoder.width", width, "1, 2, 4 or a multiple of 8, where encoder.norm is group")
-    if {config.pretrain.arm, *config.compare} != {"simclr"}:
+    if {config.pretrain.arm, *config.compare} & set(AUGMENTED):
         _check_augmenter(config)
 
 

@@ -13,9 +13,9 @@ from ecgmeta.bilevel import FeatureModuleProblem
 from ecgmeta.encoders import Encoder, create_encoder
 from ecgmeta.experiment.batches import Labelled
 from ecgmeta.experiment.cohort import Cohort, preprocess
-from ecgmeta.experiment.config import Experiment
+from ecgmeta.experiment.config import AUGMENTED, Experiment
 from ecgmeta.runtime.seeds import seeded
-from ecgmeta.simclr import SimCLR
+from ecgmeta.simclr import ExampleWeights, SimCLR
 
 
 class FinetuneHead(nn.Module):
@@ -42,6 +42,7 @@ class Model:
     encoder: Encoder
     simclr: SimCLR
     augmenter: Augmenter | None
+    weights: ExampleWeights | None
     problem: FeatureModuleProblem
 
 
@@ -99,13 +100,19 @@ def build(config: Experiment, cohort: Cohort, arm: str) -> Model:
     seed = config.seed
     encoder = build_encoder(config, cohort, seed)
     augmenter = None
-    if arm in ("meta", "simclr_warp"):
+    weights = ExampleWeights(len(cohort.pretrain)) if arm == "meta_weights" else None
+    if arm in AUGMENTED:
         with seeded(seed, "augmenter"):
             augmenter = build_augmenter(config, encoder)
     with seeded(seed, "projection head"):
         simclr = SimCLR(
-            encoder, augmenter, temperature=config.pretrain.temperature, projection=config.pretrain.projection
+            encoder,
+            augmenter,
+            weights,
+            temperature=config.pretrain.temperature,
+            projection=config.pretrain.projection,
         )
     with seeded(seed, "fine-tuning head"):
         finetune = FinetuneHead(encoder, max(1, len(cohort.train.label_names)))
-    return Model(encoder, simclr, augmenter, FeatureModuleProblem(simclr, finetune, hyper=augmenter))
+    problem = FeatureModuleProblem(simclr, finetune, hyper=augmenter or weights)
+    return Model(encoder, simclr, augmenter, weights, problem)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ecgmeta.augment import Augmenter, paper_static
+from ecgmeta.augment import paper_static
 from ecgmeta.bilevel import (
     Adam,
     FinetuneFactor,
@@ -24,7 +24,7 @@ from ecgmeta.bilevel.distributed import local, mean_over_ranks
 from ecgmeta.bilevel.probe import ROUTES
 from ecgmeta.experiment.batches import SimCLRBatches
 from ecgmeta.experiment.cohort import Cohort
-from ecgmeta.experiment.config import Experiment
+from ecgmeta.experiment.config import LEARNING, Experiment
 from ecgmeta.experiment.failures import LOGITS, MAGNITUDES, Failure, PhiGuard, diverged, finite, not_finite
 from ecgmeta.experiment.model import Model, build
 from ecgmeta.experiment.pace import Pace, phi_step_guess
@@ -92,6 +92,8 @@ def pretrain(run: Run, cohort: Cohort, ranks: Ranks, progress: Progress) -> None
         log.close()
     if training.model.augmenter is not None:
         training.model.augmenter.save_pretrained(run.augmenter)
+    if training.model.weights is not None:
+        training.model.weights.save_pretrained(run.weights)
     if training.schedule.period > 0:
         run.note(signal=training.state.signal.verdict())
     if (failures := training.guard.summary()) is not None:
@@ -168,7 +170,7 @@ def _prepare(config: Experiment, cohort: Cohort, ranks: Ranks) -> _Training:
     model = build(config, cohort, arm)
     model.simclr.to(device)
     train, validation = None, None
-    if arm == "meta":
+    if arm in LEARNING:
         train, validation = metaft(config, cohort)
         _say_metaft(config, train, validation)
     batches = SimCLRBatches(
@@ -193,7 +195,7 @@ def _prepare(config: Experiment, cohort: Cohort, ranks: Ranks) -> _Training:
     steps = batches.steps(config.pretrain.epochs)
     schedule = Schedule(
         steps=min(steps, config.pretrain.max_steps or steps),
-        period=config.meta.period if arm == "meta" else 0,
+        period=config.meta.period if arm in LEARNING else 0,
         warmup=batches.steps(config.meta.warmup_epochs),
     )
     problem = model.problem
@@ -202,7 +204,7 @@ def _prepare(config: Experiment, cohort: Cohort, ranks: Ranks) -> _Training:
         phi=problem.phi,
         psi={name: value.detach().to(device) for name, value in problem.psi.items()},
         theta_optimizer=torch.optim.Adam(problem.theta.values(), lr=config.pretrain.lr),
-        phi_optimizer=_phi_optimizer(config, model.augmenter) if arm == "meta" else None,
+        phi_optimizer=_phi_optimizer(config, model.augmenter or model.weights) if arm in LEARNING else None,
     )
     head = Adam(config.meta.head_lr)
     guard = PhiGuard(config.meta, state)
@@ -211,13 +213,13 @@ def _prepare(config: Experiment, cohort: Cohort, ranks: Ranks) -> _Training:
     return _Training(model, batches, state, schedule, unroll, head, guard, pace, ranks)
 
 
-def _phi_optimizer(config: Experiment, augmenter: Augmenter | None) -> torch.optim.Optimizer:
-    if augmenter is None:
-        raise ValueError("the meta arm has an augmenter")
+def _phi_optimizer(config: Experiment, learns: torch.nn.Module | None) -> torch.optim.Optimizer:
+    if learns is None:
+        raise ValueError("an arm that learns has something to learn")
     # The few that act on all records take larger steps than the weights of the augmenter's network.
     few: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
-    for name, parameter in augmenter.named_parameters():
+    for name, parameter in learns.named_parameters():
         (few if name in (*MAGNITUDES, *LOGITS) else rest).append(parameter)
     groups = [{"params": rest, "lr": config.meta.lr}, {"params": few, "lr": config.meta.magnitude_lr}]
     return torch.optim.Adam([group for group in groups if group["params"]], eps=config.meta.eps)
@@ -319,6 +321,8 @@ def _logged(report: Report, failure: Failure | None, training: _Training, second
         values["step_size"] = training.guard.step_size
     if training.model.augmenter is not None:
         values |= training.model.augmenter.trace()
+    if training.model.weights is not None:
+        values |= training.model.weights.trace()
     return values
 
 
@@ -327,7 +331,7 @@ def _note_data(run: Run, cohort: Cohort) -> None:
     if "data" in run.info:
         return
     used = {part: sorted(set(getattr(cohort, part).meta["patient"])) for part in ("pretrain", "test")}
-    if run.arm == "meta":
+    if run.arm in LEARNING:
         rows = cohort.labelled(run.config.meta.labels, run.config.seed)
         used["metaft"] = sorted(set(cohort.train.subset(rows).meta["patient"]))
     run.note(data=used, skipped=cohort.skipped)

@@ -12,7 +12,7 @@ import torch
 
 from ecgmeta.augment import LearnedWarp, load_augmenter
 from ecgmeta.experiment.cohort import Cohort
-from ecgmeta.experiment.config import ARMS
+from ecgmeta.experiment.config import ARMS, LEARNING
 from ecgmeta.experiment.run import Run
 from ecgmeta.report.content import (
     AugmenterSummary,
@@ -30,6 +30,7 @@ from ecgmeta.report.content import (
 from ecgmeta.report.page import write
 from ecgmeta.runtime.files import read_json, read_log
 from ecgmeta.runtime.seeds import torch_generator
+from ecgmeta.simclr import ExampleWeights
 
 NAN = float("nan")
 
@@ -108,9 +109,10 @@ def _verdict(row: dict[str, Any], reference: str) -> str:
 
 def _warnings(run: Run, cohort: Cohort, logs: dict[str, list[dict[str, Any]]]) -> list[str]:
     lines = [note for note in cohort.notes if note]
-    if "meta" not in logs:
+    learned = [arm for arm in LEARNING if arm in logs]
+    if not learned:
         return lines
-    steps = [line for line in logs["meta"] if "hyper" in line]
+    steps = [line for arm in learned for line in logs[arm] if "hyper" in line]
     skipped = [line["skipped"] for line in steps if line["skipped"]]
     if not steps:
         lines.append(
@@ -211,7 +213,27 @@ def _at(line: dict[str, Any], path: tuple[str, ...]) -> Any:
     return value
 
 
+def _weights(run: Run, cohort: Cohort) -> AugmenterSummary:
+    found = ExampleWeights.from_pretrained(run.weights).all().numpy()
+    rows = [Parameter("all recordings, mean (SD)", "", "1 (0)", f"{found.mean():.3f} ({found.std():.3f})")]
+    for source, places in cohort.pretrain.meta.groupby("source").indices.items():
+        own = found[places]
+        rows.append(Parameter(f"{source}, mean (SD)", "", "1 (0)", f"{own.mean():.3f} ({own.std():.3f})"))
+    edges = np.linspace(0, 2, 41)
+    counts = {"after": np.histogram(found, edges)[0].tolist()}
+    signal = f" The hypergradient {run.info['signal']}." if "signal" in run.info else ""
+    return AugmenterSummary(
+        "Learned weights of the pre-training recordings",
+        rows,
+        [Histogram("Weights", "weight", edges.tolist(), counts, "All start at 1.")],
+        "Recordings with a small weight count little in the contrastive loss; the largest weight is 2."
+        + signal,
+    )
+
+
 def _augmenter(run: Run, cohort: Cohort) -> AugmenterSummary | None:
+    if run.weights.is_dir():
+        return _weights(run, cohort)
     if not (run.augmenter.is_dir() and run.augmenter_before.is_dir()):
         return None
     x = cohort.pretrain[slice(0, 256)][0]

@@ -38,7 +38,7 @@ class Run:
     ``config.yaml`` · ``later.yaml`` (as fine-tuning and evaluation last read it) · ``run.json`` (command, versions,
     data) · ``metrics.jsonl`` · ``last.ckpt``, and until pre-training ends ``previous.ckpt``, the one before it ·
     ``tensorboard/``, ``wandb/`` (as ``log`` asks for) · ``encoder/`` · ``augmenter/`` and ``augmenter_before/`` (meta and
-    simclr_warp) · ``compare/ARM/`` (runs of the other arms) ·
+    simclr_warp) · ``weights/`` (meta_weights) · ``compare/ARM/`` (runs of the other arms) ·
     ``finetune/*.npz, *.json`` (one pair a cell) · ``results.json`` · ``report.html``.
     """
 
@@ -49,6 +49,7 @@ class Run:
         self.metrics = folder / "metrics.jsonl"
         self.encoder = folder / "encoder"
         self.augmenter = folder / "augmenter"
+        self.weights = folder / "weights"
         self.augmenter_before = folder / "augmenter_before"
         self.cells = folder / "finetune"
         self.results = folder / "results.json"

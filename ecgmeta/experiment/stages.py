@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ecgmeta.experiment.cohort import Cohort, load
-from ecgmeta.experiment.config import STAGES, Experiment
+from ecgmeta.experiment.config import LEARNING, STAGES, Experiment
 from ecgmeta.experiment.evaluate import evaluate
 from ecgmeta.experiment.finetune import check_labels, finetune
 from ecgmeta.experiment.pretrain import metaft, pretrain
@@ -36,7 +36,7 @@ def _run_experiment(folder: Path, config: Experiment) -> dict[str, Any] | None:
     Run.check(folder, config)
     check_sinks(config)
     cohort = _load(config)
-    if "meta" in (config.pretrain.arm, *config.compare):
+    if set(LEARNING) & {config.pretrain.arm, *config.compare}:
         metaft(config, cohort)
     if config.through != "pretrain":
         check_labels(config, cohort)

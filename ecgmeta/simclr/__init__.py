@@ -2,5 +2,6 @@
 
 from ecgmeta.simclr.model import SimCLR
 from ecgmeta.simclr.views import Views, draw_views
+from ecgmeta.simclr.weights import ExampleWeights
 
-__all__ = ["SimCLR", "Views", "draw_views"]
+__all__ = ["ExampleWeights", "SimCLR", "Views", "draw_views"]

@@ -10,6 +10,7 @@ from ecgmeta.runtime.errors import InputError
 from ecgmeta.simclr.gather import gather
 from ecgmeta.simclr.nt_xent import record_losses
 from ecgmeta.simclr.views import Views
+from ecgmeta.simclr.weights import ExampleWeights
 
 
 class SimCLR(nn.Module):
@@ -21,6 +22,7 @@ class SimCLR(nn.Module):
     Args:
         encoder: (batch, leads, samples) -> (batch, num_features).
         augmenter: applied to both views inside the loss, or None.
+        weights: of the recordings' losses, or None; not together with a policy, whose score they would enter.
         temperature: of NT-Xent; 0.5 in the paper.
         projection: output size of the projection head; its hidden layer is as wide as the features, without BatchNorm,
             as in the paper.
@@ -30,6 +32,7 @@ class SimCLR(nn.Module):
         self,
         encoder: Encoder,
         augmenter: Augmenter | None = None,
+        weights: ExampleWeights | None = None,
         *,
         temperature: float = 0.5,
         projection: int = 128,
@@ -39,7 +42,9 @@ class SimCLR(nn.Module):
         from lightly.loss import NTXentLoss
         from lightly.models.modules import SimCLRProjectionHead
 
-        self.encoder, self.augmenter = encoder, augmenter
+        if weights is not None and isinstance(augmenter, LearnedPolicy):
+            raise InputError("SimCLR", "weights", "a policy beside them", "one of the two")
+        self.encoder, self.augmenter, self.weights = encoder, augmenter, weights
         width = encoder.num_features
         self.projector = SimCLRProjectionHead(width, width, projection, batch_norm=False)
         self.temperature, self.loss = temperature, NTXentLoss(temperature=temperature)
@@ -64,4 +69,9 @@ class SimCLR(nn.Module):
                 for value in (self.augmenter.log_prob(views.noise), views.noise.log_prob)
             )
             return score_surrogate(losses, now, drawn, effects)
+        if self.weights is not None:
+            if views.rows is None:
+                raise InputError("SimCLR", "rows of views", None, "the numbers of the recordings")
+            losses, _ = record_losses(first, second, self.temperature)
+            return (gather(self.weights(views.rows)) * losses).mean()
         return self.loss(first, second)

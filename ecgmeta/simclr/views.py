@@ -19,10 +19,12 @@ class Views:
     Attributes:
         x: (2·batch, leads, samples) in mV: the first views, then the second, after the static transform.
         noise: what the learned augmenter draws for ``x``, or None without one.
+        rows: (batch,), the numbers of the recordings in the pre-training data, where their weights are learned.
     """
 
     x: Tensor
     noise: Any = None
+    rows: Tensor | None = None
 
     def part(self, number: int, parts: int) -> Views:
         """One of equal parts of the batch, both views of each of its records: what one of ``parts`` ranks works on."""
@@ -30,7 +32,8 @@ class Views:
         noise = self.noise
         if noise is not None:
             noise = noise.take(records) if isinstance(noise, Draw) else noise[records]
-        return Views(self.x[records], noise)
+        rows = None if self.rows is None else self.rows.chunk(parts)[number]
+        return Views(self.x[records], noise, rows)
 
 
 def draw_views(
@@ -38,6 +41,7 @@ def draw_views(
     static: Transform | None,
     augmenter: Augmenter | None = None,
     *,
+    rows: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Views:
     """Draw both views of ``x`` (batch, leads, samples).
@@ -46,4 +50,4 @@ def draw_views(
     """
     doubled = torch.cat([x, x])
     views = doubled if static is None else static.train()(doubled, generator=generator)
-    return Views(views, None if augmenter is None else augmenter.draw(views, generator))
+    return Views(views, None if augmenter is None else augmenter.draw(views, generator), rows)

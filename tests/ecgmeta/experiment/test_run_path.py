@@ -223,3 +223,30 @@ def test_a_loss_that_is_not_a_number_stops_the_run(
 
 def test_a_configuration_reads_back_as_it_was_written(finished: Path) -> None:
     assert read(finished / "config.yaml", []) == Run.open(finished).config
+
+
+@pytest.mark.slow
+def test_weights_of_recordings_are_learned_saved_and_reported(tmp_path: Path) -> None:
+    from ecgmeta.simclr import ExampleWeights
+
+    assert pretrain(tmp_path / "run", "pretrain.arm=meta_weights", "compare=[]") == 0
+    weights = ExampleWeights.from_pretrained(tmp_path / "run" / "weights").all()
+    assert weights.shape == (84,)
+    assert weights.unique().numel() > 40  # half of the recordings were in a φ step's batch at least once
+    assert not (tmp_path / "run" / "augmenter").exists()
+    assert "Learned weights of the pre-training recordings" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_policy_is_learned_saved_and_reported(tmp_path: Path) -> None:
+    from ecgmeta.augment import LearnedPolicy, load_augmenter
+
+    assert pretrain(tmp_path / "run", "augment.augmenter=policy", "compare=[]") == 0
+    before, after = (load_augmenter(tmp_path / "run" / name) for name in ("augmenter_before", "augmenter"))
+    assert isinstance(before, LearnedPolicy)
+    assert isinstance(after, LearnedPolicy)
+    for name in ("g", "logits", "gate_logits"):
+        assert not torch.equal(getattr(before, name), getattr(after, name))
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Learned policy (learned by hypergradient)" in page
+    assert "stage 1: time_warp, chosen" in page

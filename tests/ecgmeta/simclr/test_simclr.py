@@ -12,7 +12,7 @@ from ecgmeta.augment import Augmenter, LearnedPolicy, LearnedWarp, paper_static,
 from ecgmeta.encoders import create_encoder
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.seeds import seeded
-from ecgmeta.simclr import SimCLR, Views, draw_views
+from ecgmeta.simclr import ExampleWeights, SimCLR, Views, draw_views
 from ecgmeta.simclr.nt_xent import record_losses
 
 
@@ -201,3 +201,45 @@ def test_simclr_adds_the_score_and_keeps_the_value() -> None:
     for name, parameter in policy.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
+
+
+def _weighted(rows: Tensor | None) -> tuple[SimCLR, Views]:
+    encoder = create_encoder("resnet18", leads=3, width=2, generator=_generator())
+    with seeded(0, "projector"):
+        model = SimCLR(encoder, weights=ExampleWeights(10), projection=8).double()
+    return model, draw_views(_x(torch.float64), paper_static(), rows=rows, generator=_generator())
+
+
+def test_each_recordings_loss_counts_with_its_weight() -> None:
+    rows = torch.tensor([7, 2, 9, 4])
+    model, views = _weighted(rows)
+    plain = model(views)
+    assert model.weights is not None
+    torch.testing.assert_close(plain, model.loss(*model.projector(model.encoder(views.x)).chunk(2)))
+    with torch.no_grad():
+        model.weights.logits.copy_(torch.arange(10.0) - 5)
+    first, second = model.projector(model.encoder(views.x)).chunk(2)
+    losses, _ = record_losses(first, second, 0.5)
+    expected = (2 * torch.sigmoid(rows.double() - 5) * losses).mean()
+    loss = model(views)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    grad = model.weights.logits.grad
+    assert grad is not None
+    assert sorted(grad.nonzero().flatten().tolist()) == [2, 4, 7, 9]
+
+
+def test_weights_need_the_numbers_of_the_recordings_and_no_policy() -> None:
+    model, views = _weighted(None)
+    with pytest.raises(InputError, match="SimCLR: rows of views"):
+        model(views)
+    with pytest.raises(InputError, match="SimCLR: weights"):
+        SimCLR(model.encoder, LearnedPolicy(3, ops=("time_warp",)), ExampleWeights(3))
+
+
+def test_a_part_of_the_views_keeps_its_recordings_numbers() -> None:
+    _, views = _weighted(torch.tensor([7, 2, 9, 4]))
+    second = views.part(1, 2)
+    assert second.rows is not None
+    assert second.rows.tolist() == [9, 4]
+    assert torch.equal(second.x, views.x[[2, 3, 6, 7]])
