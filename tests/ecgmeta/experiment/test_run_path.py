@@ -13,7 +13,7 @@ from run_helpers import call, contents, metrics, pretrain, results, same_tensors
 from ecgmeta.augment import LearnedWarp
 from ecgmeta.encoders import ResNet1d
 from ecgmeta.experiment.cohort import load
-from ecgmeta.experiment.config import read
+from ecgmeta.experiment.config import ARMS, read
 from ecgmeta.experiment.evaluate import table
 from ecgmeta.experiment.model import build
 from ecgmeta.experiment.run import Run
