@@ -13,11 +13,13 @@ from ecgmeta.runtime.errors import InputError
 ARMS = {
     "meta": "SimCLR with augmentations learned by hypergradient",
     "meta_weights": "SimCLR with a weight for each recording learned by hypergradient",
+    "search": "random search over the augmenter's magnitudes and chances, at the compute of meta",
     "simclr": "SimCLR with static augmentations",
     "simclr_warp": "SimCLR with the augmenter as it starts, not learned",
 }
 LEARNING = ("meta", "meta_weights")  # arms that have a φ
-AUGMENTED = ("meta", "simclr_warp")  # arms that have an augmenter
+GUIDED = (*LEARNING, "search")  # arms that the MetaFT labels guide
+AUGMENTED = ("meta", "simclr_warp", "search")  # arms that have an augmenter
 BASELINES = {
     "none": "no pre-training: trained from scratch on the labels",
     "random": "random encoder, linear head",
@@ -105,6 +107,9 @@ class Augment:
         1.0  # 1: SD 50 ms; the paper starts at 4, where 40 % of time steps of its own warp fold back
     )
     policy: Policy = field(default_factory=Policy)
+    draw: int = (
+        0  # start from the n-th random draw around these instead, as the trials of a search do; 0: from these
+    )
 
 
 @dataclass
@@ -155,6 +160,15 @@ class Meta:
 
 
 @dataclass
+class Search:
+    """The arm `search`: trials around the augmenter's start, the best on the MetaFT validation recordings kept."""
+
+    trials: int = 4
+    spread: float = 1.0  # SD of the logarithms of magnitudes, and of logits
+    compute: float = 1.3  # steps of all trials together, in plain pre-trainings: what a meta run costs
+
+
+@dataclass
 class Finetune:
     labels: list[int] = field(default_factory=lambda: [100])  # labelled records, 20 % of them for validation
     protocols: list[str] = field(default_factory=lambda: ["full", "linear"])
@@ -190,6 +204,7 @@ class Experiment:
     augment: Augment = field(default_factory=Augment)
     pretrain: Pretrain = field(default_factory=Pretrain)
     meta: Meta = field(default_factory=Meta)
+    search: Search = field(default_factory=Search)
     finetune: Finetune = field(default_factory=Finetune)
     evaluate: Evaluate = field(default_factory=Evaluate)
     log: Log = field(default_factory=Log)
@@ -252,9 +267,11 @@ _POSITIVE = (
         "meta.eps",
     ),
     *("finetune.seeds", "finetune.epochs", "finetune.batch_size", "finetune.lr"),
+    *("search.trials", "search.compute"),
 )
 _NOT_NEGATIVE = (
     *("data.min_positives", "augment.noise", "pretrain.max_steps", "finetune.patience", "evaluate.bootstrap"),
+    *("search.spread", "augment.draw"),
     *("meta.warmup_epochs", "meta.unroll", "meta.terms", "meta.damping", "meta.magnitude_lr", "meta.clip"),
     "meta.magnitude_limit",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,7 +15,8 @@ from ecgmeta.encoders import Encoder, create_encoder
 from ecgmeta.experiment.batches import Labelled
 from ecgmeta.experiment.cohort import Cohort, preprocess
 from ecgmeta.experiment.config import AUGMENTED, Experiment
-from ecgmeta.runtime.seeds import seeded
+from ecgmeta.experiment.failures import LOGITS, MAGNITUDES
+from ecgmeta.runtime.seeds import seeded, torch_generator
 from ecgmeta.simclr import ExampleWeights, SimCLR
 
 
@@ -74,6 +76,25 @@ def global_moments(cohort: Cohort) -> tuple[float, float]:
 
 def build_augmenter(config: Experiment, encoder: Encoder) -> Augmenter:
     """A fresh augmenter, for the encoder's leads and rate, whose network sees what the encoder sees."""
+    augmenter = _augmenter_as_configured(config, encoder)
+    if config.augment.draw:
+        generator = torch_generator(config.seed, "search", config.augment.draw)
+        _move(augmenter, config.search.spread, generator)
+    return augmenter
+
+
+@torch.no_grad()
+def _move(augmenter: Augmenter, spread: float, generator: torch.Generator) -> None:
+    """Magnitudes (the squares of these parameters) times ``exp(spread·z)``, logits plus ``spread·z``, z ~ N(0, 1)."""
+    for name, value in augmenter.named_parameters():
+        z = torch.randn(value.shape, generator=generator)
+        if name in MAGNITUDES:
+            value.mul_(torch.exp(spread * z / 2))
+        elif name in LOGITS:
+            value.add_(spread * z)
+
+
+def _augmenter_as_configured(config: Experiment, encoder: Encoder) -> Augmenter:
     augment, normalize = config.augment, encoder.normalize  # one mean and SD for all leads, see build_encoder
     shared: dict[str, Any] = {
         "leads": encoder.leads,

@@ -24,7 +24,7 @@ from ecgmeta.bilevel.distributed import local, mean_over_ranks
 from ecgmeta.bilevel.probe import ROUTES
 from ecgmeta.experiment.batches import SimCLRBatches
 from ecgmeta.experiment.cohort import Cohort
-from ecgmeta.experiment.config import LEARNING, Experiment
+from ecgmeta.experiment.config import GUIDED, LEARNING, Experiment
 from ecgmeta.experiment.failures import LOGITS, MAGNITUDES, Failure, PhiGuard, diverged, finite, not_finite
 from ecgmeta.experiment.model import Model, build
 from ecgmeta.experiment.pace import Pace, phi_step_guess
@@ -82,7 +82,7 @@ def pretrain(run: Run, cohort: Cohort, ranks: Ranks, progress: Progress) -> None
         return
     if training.model.augmenter is not None and training.state.step == 0:
         training.model.augmenter.save_pretrained(run.augmenter_before)
-    _note_data(run, cohort)
+    note_data(run, cohort)
     log = MetricLog(run.metrics, training.state.step)
     try:
         with stop_between_steps() as stop:
@@ -326,12 +326,12 @@ def _logged(report: Report, failure: Failure | None, training: _Training, second
     return values
 
 
-def _note_data(run: Run, cohort: Cohort) -> None:
+def note_data(run: Run, cohort: Cohort) -> None:
     """Which recordings this run has seen: what a later evaluation compares its test set with."""
     if "data" in run.info:
         return
     used = {part: sorted(set(getattr(cohort, part).meta["patient"])) for part in ("pretrain", "test")}
-    if run.arm in LEARNING:
+    if run.arm in GUIDED:
         rows = cohort.labelled(run.config.meta.labels, run.config.seed)
         used["metaft"] = sorted(set(cohort.train.subset(rows).meta["patient"]))
     run.note(data=used, skipped=cohort.skipped)

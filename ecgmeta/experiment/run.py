@@ -38,7 +38,7 @@ class Run:
     ``config.yaml`` · ``later.yaml`` (as fine-tuning and evaluation last read it) · ``run.json`` (command, versions,
     data) · ``metrics.jsonl`` · ``last.ckpt``, and until pre-training ends ``previous.ckpt``, the one before it ·
     ``tensorboard/``, ``wandb/`` (as ``log`` asks for) · ``encoder/`` · ``augmenter/`` and ``augmenter_before/`` (meta and
-    simclr_warp) · ``weights/`` (meta_weights) · ``compare/ARM/`` (runs of the other arms) ·
+    simclr_warp) · ``weights/`` (meta_weights) · ``trials/N/`` (search) · ``compare/ARM/`` (runs of the other arms) ·
     ``finetune/*.npz, *.json`` (one pair a cell) · ``results.json`` · ``report.html``.
     """
 

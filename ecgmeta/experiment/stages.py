@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ecgmeta.experiment.cohort import Cohort, load
-from ecgmeta.experiment.config import LEARNING, STAGES, Experiment
+from ecgmeta.experiment.config import GUIDED, STAGES, Experiment
 from ecgmeta.experiment.evaluate import evaluate
 from ecgmeta.experiment.finetune import check_labels, finetune
 from ecgmeta.experiment.pretrain import metaft, pretrain
 from ecgmeta.experiment.report import report
 from ecgmeta.experiment.run import Run
+from ecgmeta.experiment.search import search
 from ecgmeta.experiment.sinks import check_sinks
 from ecgmeta.runtime.files import folder_lock
 from ecgmeta.runtime.progress import progress_bar, say
@@ -36,7 +37,7 @@ def _run_experiment(folder: Path, config: Experiment) -> dict[str, Any] | None:
     Run.check(folder, config)
     check_sinks(config)
     cohort = _load(config)
-    if set(LEARNING) & {config.pretrain.arm, *config.compare}:
+    if set(GUIDED) & {config.pretrain.arm, *config.compare}:
         metaft(config, cohort)
     if config.through != "pretrain":
         check_labels(config, cohort)
@@ -45,7 +46,7 @@ def _run_experiment(folder: Path, config: Experiment) -> dict[str, Any] | None:
         run = Run.create(folder, config) if ranks.leads else Run(folder, config)
         for other in [run, *(run.other(arm, ranks.leads) for arm in config.compare if arm != run.arm)]:
             with progress_bar() as progress:
-                pretrain(other, cohort, ranks, progress)
+                (search if other.arm == "search" else pretrain)(other, cohort, ranks, progress)
         ranks.part()
         if not ranks.leads:  # what comes after pre-training is one process's work
             return None

@@ -250,3 +250,33 @@ def test_a_policy_is_learned_saved_and_reported(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Learned policy (learned by hypergradient)" in page
     assert "stage 1: time_warp, chosen" in page
+
+
+@pytest.mark.slow
+def test_a_search_keeps_the_trial_that_validates_best_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    from ecgmeta.augment import LearnedPolicy
+
+    settings = [
+        "pretrain.arm=search",
+        "compare=[]",
+        "augment.augmenter=policy",
+        "search.trials=3",
+        "through=pretrain",
+    ]
+    assert pretrain(tmp_path / "run", *settings) == 0
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    scores, best = info["search"]["scores"], info["search"]["best"]
+    assert scores.index(max(scores)) == best - 1
+    assert info["data"]["metaft"]
+    trials = [tmp_path / "run" / "trials" / str(n) for n in (1, 2, 3)]
+    kept = contents(tmp_path / "run" / "encoder")
+    assert kept == contents(trials[best - 1] / "encoder")
+    starts = [LearnedPolicy.from_pretrained(trial / "augmenter").g.flatten()[0].item() for trial in trials]
+    assert len(set(starts)) == 3
+    # 8 steps times 1.3, shared by three.
+    assert [len(metrics(trial)) for trial in trials] == [3, 3, 3]
+    for name in ("encoder", "augmenter"):
+        shutil.rmtree(tmp_path / "run" / name)
+    shutil.rmtree(trials[2])
+    assert pretrain(tmp_path / "run", *settings) == 0
+    assert contents(tmp_path / "run" / "encoder") == kept
