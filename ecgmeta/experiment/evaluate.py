@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ecgmeta.experiment.finetune import Prediction, predictions
+from ecgmeta.experiment.finetune import predictions
 from ecgmeta.experiment.run import Run
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.files import write_json
 from ecgmeta.runtime.progress import Report as Progress
+
+if TYPE_CHECKING:
+    from ecgmeta.evaluation import CellResult
 
 
 def evaluate(run: Run, progress: Progress) -> dict[str, Any]:
@@ -23,7 +26,7 @@ def evaluate(run: Run, progress: Progress) -> dict[str, Any]:
     """
     from ecgmeta.evaluation import multilabel_scores, paired_difference
 
-    groups: dict[tuple[str, int, str, str], list[Prediction]] = defaultdict(list)
+    groups: dict[tuple[str, int, str, str], list[CellResult]] = defaultdict(list)
     for found in predictions(run):
         groups[found.cell.label_set, found.cell.labels, found.cell.protocol, found.cell.arm].append(found)
     if not groups:

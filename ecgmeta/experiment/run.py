@@ -36,7 +36,7 @@ class Run:
     ``config.yaml`` · ``later.yaml`` (as fine-tuning and evaluation last read it) · ``run.json`` (command, versions,
     data) · ``metrics.jsonl`` · ``last.ckpt`` · ``encoder/`` · ``augmenter/`` and ``augmenter_before/`` (meta and
     simclr_warp) · ``compare/ARM/`` (runs of the other arms) ·
-    ``finetune/*.npz, *.json`` (one pair a cell) · ``results.json`` · ``report.html``.
+    ``finetune/*.npz`` (one a cell) · ``results.json`` · ``report.html``.
     """
 
     def __init__(self, folder: Path, config: Experiment) -> None:
