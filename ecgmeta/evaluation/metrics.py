@@ -119,6 +119,7 @@ class Difference:
         level: of the interval.
         resampled: "patients", where the interval holds the seeds fixed (it says how delta would move with other patients,
             not with other seeds), or "patients and seeds".
+        interval_patients: the one over patients alone, whatever `resampled` says.
     """
 
     delta: float
@@ -132,6 +133,7 @@ class Difference:
     n_boot: int
     level: float
     resampled: str = "patients"
+    interval_patients: Interval = (_NAN, _NAN)
 
     def to_dict(self) -> dict[str, object]:
         """Plain values that JSON can hold: NaN becomes None."""
@@ -245,7 +247,8 @@ def paired_difference(
     if resample_seeds == "paired" and len(a) != len(b):
         found = f"{len(a)} and {len(b)}"
         raise InputError("paired_difference", "seeds", found, "as many of each, or resample_seeds='apart'")
-    deltas = hierarchical_difference(a, b, resample_seeds, level, seed)
+    # Student's width for two or three seeds may leave what a difference of AUROCs can be.
+    deltas = np.clip(hierarchical_difference(a, b, resample_seeds, level, seed), -1, 1)
     over_seeds = resample_seeds != "fixed" and max(len(a), len(b)) > 1
     return Difference(
         delta=float(np.mean(seeds_a) - np.mean(seeds_b)),
@@ -259,6 +262,7 @@ def paired_difference(
         n_boot=n_boot,
         level=level,
         resampled="patients and seeds" if over_seeds else "patients",
+        interval_patients=percentile_interval(a.mean(axis=0) - b.mean(axis=0), level),
     )
 
 

@@ -162,6 +162,9 @@ class Finetune:
 class Evaluate:
     bootstrap: int = 1000  # resamples of patients
     reference: str = "simclr"  # the arm that others are compared with
+    contaminated: str = (
+        "refuse"  # test recordings that pre-training has seen; "report" goes on and says so everywhere
+    )
 
 
 @dataclass
@@ -210,6 +213,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "encoder.norm": ("batch", "group"),
     "finetune.protocols": PROTOCOLS,
     "through": STAGES,
+    "evaluate.contaminated": ("refuse", "report"),
     "meta.inverse": ("neumann", "identity"),
     "meta.on_failure": ("skip", "raise"),
     "data.label_policy": ("benchmark", "paper"),

@@ -11,11 +11,13 @@ import torch
 from ecgmeta.encoders import ResNet1d
 from ecgmeta.experiment.cohort import Cohort
 from ecgmeta.experiment.config import Experiment
+from ecgmeta.experiment.contamination import contaminated
 from ecgmeta.experiment.model import build_encoder
 from ecgmeta.experiment.run import Run
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.processes import processors
 from ecgmeta.runtime.progress import Report as Progress
+from ecgmeta.runtime.progress import say
 from ecgmeta.runtime.seeds import derive
 
 if TYPE_CHECKING:
@@ -43,7 +45,8 @@ def finetune(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
         )
     config = run.later
     check_labels(config, cohort)
-    _check_unseen(runs, cohort)
+    for line in contaminated(config, runs, cohort):
+        say(line)
     cohort = cohort.with_labels(config.finetune.label_names)
     arms = _arms(config, runs, cohort)
     label_set = f"{config.data.finetune.partition(':')[0]}_{config.data.labels or 'default'}"
@@ -74,17 +77,6 @@ def check_labels(config: Experiment, cohort: Cohort) -> None:
 
     chosen = cohort.with_labels(config.finetune.label_names)
     check_subsets(config.data.finetune, chosen.train, chosen.test, config.finetune.labels, config.seed)
-
-
-def _check_unseen(arms: dict[str, Run], cohort: Cohort) -> None:
-    """Refuse test patients that an encoder was pre-trained on, whatever happened to the data since."""
-    test = set(cohort.test.meta["patient"])
-    for arm, run in arms.items():
-        data = run.info.get("data", {})
-        seen = sorted(test & {patient for part in ("pretrain", "metaft") for patient in data.get(part, ())})
-        if seen:
-            found = f"{len(seen)} that pre-training of {arm} has seen, first {seen[0]}"
-            raise InputError(run.folder, "test patients", found, "patients that no pre-training has seen")
 
 
 def settings(config: Experiment) -> Settings:

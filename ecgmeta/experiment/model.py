@@ -107,5 +107,5 @@ def build(config: Experiment, cohort: Cohort, arm: str) -> Model:
             encoder, augmenter, temperature=config.pretrain.temperature, projection=config.pretrain.projection
         )
     with seeded(seed, "fine-tuning head"):
-        finetune = FinetuneHead(encoder, max(1, len(cohort.train.label_names)))
+        finetune = FinetuneHead(encoder, max(1, len(config.meta.label_names or cohort.train.label_names)))
     return Model(encoder, simclr, augmenter, FeatureModuleProblem(simclr, finetune, hyper=augmenter))

@@ -26,6 +26,7 @@ from ecgmeta.bilevel.probe import ROUTES
 from ecgmeta.experiment.batches import SimCLRBatches
 from ecgmeta.experiment.cohort import Cohort
 from ecgmeta.experiment.config import Experiment
+from ecgmeta.experiment.contamination import metaft_records, note_seen
 from ecgmeta.experiment.model import Model, build
 from ecgmeta.experiment.run import Run
 from ecgmeta.runtime.errors import InputError
@@ -177,6 +178,7 @@ def metaft(config: Experiment, cohort: Cohort) -> tuple[ECGDataset, ECGDataset]:
     Raises:
         InputError: too few patients to split; one class only in every label.
     """
+    cohort = cohort.with_labels(config.meta.label_names)
     train, validation = cohort.split(cohort.labelled(config.meta.labels, config.seed), config.seed)
     if len(_one_class(train, validation)) == len(train.label_names):
         raise InputError(
@@ -255,6 +257,6 @@ def _note_data(run: Run, cohort: Cohort) -> None:
         return
     used = {part: sorted(set(getattr(cohort, part).meta["patient"])) for part in ("pretrain", "test")}
     if run.arm == "meta":
-        rows = cohort.labelled(run.config.meta.labels, run.config.seed)
-        used["metaft"] = sorted(set(cohort.train.subset(rows).meta["patient"]))
+        used["metaft"] = sorted(set(metaft_records(run.config, cohort).meta["patient"]))
+    note_seen(run, cohort)
     run.note(data=used, skipped=cohort.skipped)

@@ -10,6 +10,7 @@ import torch
 
 from ecgmeta.experiment.cohort import Cohort, load
 from ecgmeta.experiment.config import STAGES, Experiment
+from ecgmeta.experiment.contamination import contaminated
 from ecgmeta.experiment.evaluate import evaluate
 from ecgmeta.experiment.finetune import check_labels, finetune
 from ecgmeta.experiment.pretrain import metaft, pretrain
@@ -46,9 +47,11 @@ def run_stage(folder: Path, stage: str, overrides: list[str]) -> dict[str, Any] 
     """One later stage on a run folder. Overrides are kept for the stages after it."""
     run = Run.open(folder)
     config = run.with_overrides(overrides) if overrides else run.later
-    cohort = _load(config, run.test_patients)
+    cohort = _load(config, run.test_patients(config))
     if stage == "finetune":
         check_labels(config, cohort)
+    if stage in ("finetune", "evaluate"):
+        contaminated(config, run.arms(), cohort)
     with folder_lock(folder):
         if overrides:
             run.set_later(config)
@@ -73,7 +76,7 @@ def _later(run: Run, cohort: Cohort, stages: Sequence[str]) -> dict[str, Any] | 
         if "finetune" in stages:
             finetune(run, cohort, _device(run.later), progress)
         if "evaluate" in stages:
-            results = evaluate(run, progress)
+            results = evaluate(run, cohort, progress)
     if "report" in stages:
         say(f"report: {report(run, cohort)}")
     return results

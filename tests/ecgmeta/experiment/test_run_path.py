@@ -42,7 +42,8 @@ def test_the_run_folder_holds_what_its_docstring_says(finished: Path) -> None:
             "run.json",
             "metrics.jsonl",
             "last.ckpt",
-            "results.json",
+            *("results.json", "results.csv", "results.md"),
+            "seen.npz",
             "report.html",
         ),
         *("encoder", "augmenter", "augmenter_before", "compare", "finetune"),
@@ -186,7 +187,7 @@ def test_run_json_names_the_patients_of_every_part(finished: Path) -> None:
     assert data.keys() == {"pretrain", "test", "metaft"}
     assert not data["test"] & (data["pretrain"] | data["metaft"])
     assert data["metaft"] <= data["pretrain"]
-    assert set(run.test_patients or ()) == data["test"]
+    assert set(run.test_patients(run.config) or ()) == data["test"]
     assert run.info["command"].startswith("ecgmeta pretrain")
 
 
