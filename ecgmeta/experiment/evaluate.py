@@ -56,6 +56,7 @@ def evaluate(run: Run, cohort: Cohort, progress: Progress) -> dict[str, Any]:
     write_text(run.results.with_suffix(".csv"), to_csv(results))
     write_text(run.results.with_suffix(".md"), to_markdown(results))
     write_json(run.results, results)
+    say(f"results: {run.results}, and the same as .csv and .md")
     return results
 
 

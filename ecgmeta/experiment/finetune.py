@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -118,7 +119,6 @@ def _arms(config: Experiment, runs: dict[str, Run], cohort: Cohort) -> dict[str,
 
 def _pretrained(run: Run, cohort: Cohort) -> Arm:
     from ecgmeta.evaluation import Arm
-    from ecgmeta.runtime.files import file_digest
 
     @lru_cache(maxsize=1)
     def load(_: int) -> ResNet1d:
@@ -130,7 +130,8 @@ def _pretrained(run: Run, cohort: Cohort) -> Arm:
             )
         return encoder
 
-    digest = file_digest(run.encoder / "model.safetensors")
+    with (run.encoder / "model.safetensors").open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     return Arm(load, identity=lambda _: digest)
 
 
