@@ -136,7 +136,23 @@ def _pretrained(run: Run, cohort: Cohort) -> Arm:
 
 
 def predictions(run: Run) -> list[CellResult]:
-    """Every finished cell of a run that was trained with the settings it has now."""
+    """Every finished cell of a run that was trained with the settings it has now.
+
+    Raises:
+        InputError: cells of one label set that were scored on different test recordings.
+    """
     from ecgmeta.evaluation.cells import read_cells
 
-    return read_cells(run.cells, settings(run.later).to_dict())
+    found = read_cells(run.cells, settings(run.later).to_dict())
+    tests: dict[str, CellResult] = {}
+    for one in found:
+        first = tests.setdefault(one.cell.label_set, one)
+        if one.info["inputs"]["test"] != first.info["inputs"]["test"]:
+            where = one.cell.file(run.cells)
+            raise InputError(
+                where,
+                "test recordings",
+                f"others than in {first.cell.name}",
+                "the same; `ecgmeta finetune` again",
+            )
+    return found

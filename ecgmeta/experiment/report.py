@@ -169,10 +169,14 @@ def _results(run: Run, cohort: Cohort, results: dict[str, Any] | None) -> Result
             if over
             else ""
         ),
-        notes=[
-            f"{row['arm']}, {row['labels']} labels: {row['note']}." for row in results["rows"] if row["note"]
-        ],
+        notes=list(dict.fromkeys(_notes(results["rows"]))),  # protocols share theirs
     )
+
+
+def _notes(rows: Iterable[dict[str, Any]]) -> Iterable[str]:
+    for row in sorted(rows, key=lambda row: row["labels"]):
+        if row["note"]:
+            yield f"{row['arm']}, {row['labels']} labels: {row['note']}."
 
 
 def _estimate(value: float | None, interval: Iterable[float | None]) -> Estimate:

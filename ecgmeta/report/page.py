@@ -147,8 +147,8 @@ def _sweep(rows: Iterable[ResultRow]) -> Picture | None:
         sweep_figure(panels, arms, "macro-AUROC"),
         f"Macro-AUROC against labelled recordings, a line for each of {', '.join(arms)}; the table has the numbers.",
         "AUROC against labelled recordings",
-        "Bands are 95 % intervals; arms that share test patients may differ surely where their bands overlap: "
-        "see the differences in the table.",
+        "Bands are 95 % intervals over test patients, with the seeds as they are. Whether two arms differ is not for bands to "
+        "say, overlapping or not: see the differences in the table.",
     )
 
 

@@ -101,6 +101,7 @@ def test_other_data_with_known_signals_are_refused(
     assert contents(copy) == before
 
 
+@pytest.mark.slow
 def test_contamination_is_reported_everywhere_where_asked(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from run_helpers import call, contents, metrics, pretrain, results, same_tensors
 
 from ecgmeta.augment import LearnedWarp
 from ecgmeta.encoders import ResNet1d
+from ecgmeta.evaluation.cells import read_cell, write_cell
 from ecgmeta.experiment.cohort import load
 from ecgmeta.experiment.config import ARMS, read
 from ecgmeta.experiment.evaluate import table
@@ -162,6 +163,17 @@ def test_cells_of_other_settings_are_trained_again_and_never_mixed_in(copy: Path
     assert contents(copy)[cell] != before[cell]
     assert call("evaluate", copy) == 0
     assert {row["labels"] for row in results(copy)} == {40}
+
+
+def test_cells_scored_on_different_recordings_are_not_put_in_one_table(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = copy / "finetune" / "synthetic_default-40-meta-full-0.npz"
+    found = read_cell(file)
+    found.info["inputs"]["test"] = "another"
+    write_cell(copy / "finetune", found)
+    assert call("evaluate", copy) == 2
+    assert "test recordings: found others than in" in capsys.readouterr().err
 
 
 def test_test_patients_that_pretraining_has_seen_are_refused(
