@@ -57,11 +57,17 @@ def metaft_records(config: Experiment, cohort: Cohort) -> ECGDataset:
     return chosen.train.subset(chosen.labelled(config.meta.labels, config.seed))
 
 
-def note_seen(run: Run, cohort: Cohort) -> None:
-    """Write ``seen.npz``: prints and names of what this run's training sees, and of the test recordings it was kept from."""
+def note_seen(run: Run, cohort: Cohort, guiding: ECGDataset | None) -> None:
+    """Write ``seen.npz``: prints and names of what this run's training sees, and of the test recordings it was kept from.
+
+    Args:
+        run: whose training begins.
+        cohort: its recordings.
+        guiding: the labelled ones that guide it; None in an arm that sees no label.
+    """
     parts = [(PRETRAIN, cohort.pretrain), (TEST, cohort.test)]
-    if run.arm == "meta":
-        parts.append((METAFT, metaft_records(run.config, cohort)))
+    if guiding is not None:
+        parts.append((METAFT, guiding))
     arrays = {
         "prints": np.concatenate([_prints(data) for _, data in parts]).astype(np.float16),
         "records": np.array([name for _, data in parts for name in record_names(data)]),

@@ -256,7 +256,8 @@ def _note_data(run: Run, cohort: Cohort) -> None:
     if "data" in run.info:
         return
     used = {part: sorted(set(getattr(cohort, part).meta["patient"])) for part in ("pretrain", "test")}
-    if run.arm == "meta":
-        used["metaft"] = sorted(set(metaft_records(run.config, cohort).meta["patient"]))
-    note_seen(run, cohort)
+    guiding = metaft_records(run.config, cohort) if run.arm == "meta" else None
+    if guiding is not None:
+        used["metaft"] = sorted(set(guiding.meta["patient"]))
+    note_seen(run, cohort, guiding)
     run.note(data=used, skipped=cohort.skipped)
