@@ -69,6 +69,13 @@ def every_operation_is_drawn_and_seen(lines: list[str]) -> None:
         assert (Path("gallery") / name).read_bytes().startswith(b"\x89PNG")
 
 
+def more_labels_and_width_help(lines: list[str]) -> None:
+    few, many = (float(re.findall(r"wide (0\.\d{3})", line)[0]) for line in lines[:2])
+    assert many > few + 0.05
+    assert float(re.findall(r"[+-]0\.\d{3}", lines[1])[0]) > 0.03
+    assert lines[-1] == "12 cells, each scored 1 time"
+
+
 ENDS: dict[str, Callable[[list[str]], None]] = {
     "01_engine": wrong_examples_end_with_smaller_weights,
     "03_feature_penalties": a_penalty_a_feature_beats_one_for_all,
@@ -77,9 +84,10 @@ ENDS: dict[str, Callable[[list[str]], None]] = {
     "07_in_a_dataloader": every_record_may_be_augmented_and_epochs_differ,
     "08_in_lightly": the_loss_falls,
     "09_in_lightning": the_loss_falls,
+    "10_label_sweep": more_labels_and_width_help,
     "06_augmentation_gallery": every_operation_is_drawn_and_seen,
 }
-SLOW = {"04_learned_rotation", "08_in_lightly", "09_in_lightning"}
+SLOW = {"04_learned_rotation", "08_in_lightly", "09_in_lightning", "10_label_sweep"}
 
 
 @pytest.fixture

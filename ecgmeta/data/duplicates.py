@@ -32,7 +32,7 @@ def find_duplicates(data: ECGDataset, *, threshold: float = 0.95) -> list[list[i
         data: any dataset.
         threshold: the least median over leads of the correlation of low-passed slopes that counts as the same signal.
     """
-    return matching_groups(_coarse(data), lambda i, j: similarity(data, i, j), threshold)
+    return matching_groups(dataset_fingerprints(data), lambda i, j: similarity(data, i, j), threshold)
 
 
 def matching_groups(
@@ -127,35 +127,38 @@ def _slopes(signals: NDArray[np.float32], fs: float) -> NDArray[np.float32]:
     return slopes / np.where(norms > 1e-6, norms, np.inf)
 
 
-def _coarse(data: ECGDataset) -> NDArray[np.float32]:
-    """(N, 64) `fingerprints` of a dataset, a block at a time."""
-    out = np.zeros((len(data), _COARSE_NUMBERS), dtype=np.float32)
+def dataset_fingerprints(data: ECGDataset, numbers: int = _COARSE_NUMBERS) -> NDArray[np.float32]:
+    """(N, numbers) `fingerprints` of a dataset, a block at a time."""
+    out = np.zeros((len(data), numbers), dtype=np.float32)
     for start in range(0, len(data), _BLOCK):
         rows = np.arange(start, min(start + _BLOCK, len(data)))
-        out[rows] = fingerprints(data.take(rows), data.fs)
+        out[rows] = fingerprints(data.take(rows), data.fs, numbers)
     return out
 
 
-def fingerprints(signals: NDArray[np.float32], fs: float) -> NDArray[np.float32]:
+def fingerprints(
+    signals: NDArray[np.float32], fs: float, numbers: int = _COARSE_NUMBERS
+) -> NDArray[np.float32]:
     """Projections of the first 5 s of all leads, scaled so that squared distances are 2 − 2·(mean correlation), on average.
 
     Args:
         signals: (N, leads, samples); prints compare only where leads, samples and rate are the same.
         fs: Hz.
+        numbers: of a print; a squared distance errs by a share of about sqrt(2 / numbers) of itself.
 
     Returns:
-        (N, 64).
+        (N, numbers).
     """
     end = min(signals.shape[2], max(2, round(_COARSE_SECONDS * fs)))
     slopes = _slopes(signals[:, :, :end], fs).reshape(len(signals), -1)
-    return slopes @ _projection(slopes.shape[1], signals.shape[1])
+    return slopes @ _projection(slopes.shape[1], signals.shape[1], numbers)
 
 
 @lru_cache(maxsize=4)
-def _projection(numbers: int, leads: int) -> NDArray[np.float32]:
+def _projection(inputs: int, leads: int, numbers: int) -> NDArray[np.float32]:
     # Fixed: candidates must not depend on a seed, and any projection will do.
-    normal = np.random.default_rng(0).standard_normal((numbers, _COARSE_NUMBERS))
-    return (normal / np.sqrt(_COARSE_NUMBERS * leads)).astype(np.float32)
+    normal = np.random.default_rng(0).standard_normal((inputs, numbers))
+    return (normal / np.sqrt(numbers * leads)).astype(np.float32)
 
 
 def _candidates(prints: NDArray[np.float32], threshold: float) -> Iterator[tuple[int, int]]:

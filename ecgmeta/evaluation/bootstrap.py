@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Seeds = Literal["fixed", "paired", "apart"]
 
 _CHUNK_ELEMENTS = 2_000_000  # records × resamples held at once: 16 MB of float64 a temporary
 
@@ -123,6 +125,45 @@ def bootstrap_auroc(
         for weights in patient_weights(groups, n_boot, seed)
     ]
     return np.concatenate(blocks, axis=1) if blocks else np.empty((len(score_sets), 0, targets.shape[1]))
+
+
+def hierarchical_difference(a: Floats, b: Floats, seeds: Seeds, level: float, seed: int) -> Floats:
+    """Replicates of mean(a) − mean(b) when patients and seeds are drawn anew, (B,).
+
+    With d the difference of a seed (paired) or of each side (not paired), and S seeds drawn with replacement:
+
+        delta_b = mean_s d_sb + c · (mean of the drawn d_sb − mean_s d_sb),    c = sqrt(S / (S − 1)) · t / z
+
+    Resampling S seeds shows only (S − 1)/S of their variance (Rao & Wu, JASA 83, 1988: the square root), and a spread known
+    from S seeds needs Student's quantile t of S − 1 degrees of freedom in place of the normal's z. A side with one seed, or
+    one pair of seeds, has no spread that could be known: it is held fixed.
+
+    Args:
+        a, b: (S, B), a score of each seed on common patient resamples; both with S seeds where they are paired.
+        seeds: "paired", where seed s of a and seed s of b share what the seed decides; "apart", where each side draws its own;
+            "fixed": only the patients are drawn anew.
+        level: of the interval that the replicates are for.
+        seed: of the draws of seeds.
+    """
+    generator = np.random.default_rng([seed, 1])  # not the stream that drew the patients
+    if seeds == "fixed":
+        return a.mean(axis=0) - b.mean(axis=0)
+    if seeds == "paired":
+        return _over_seeds(a - b, level, generator)
+    return _over_seeds(a, level, generator) - _over_seeds(b, level, generator)
+
+
+def _over_seeds(values: Floats, level: float, generator: np.random.Generator) -> Floats:
+    from scipy.stats import norm, t
+
+    seeds, n_boot = values.shape
+    mean = values.mean(axis=0)
+    if seeds == 1:
+        return mean
+    drawn = generator.integers(seeds, size=(seeds, n_boot))
+    tail = (1 + level) / 2
+    scale = np.sqrt(seeds / (seeds - 1)) * t.ppf(tail, seeds - 1) / norm.ppf(tail)
+    return mean + scale * (np.take_along_axis(values, drawn, axis=0).mean(axis=0) - mean)
 
 
 def percentile_interval(values: Floats, level: float) -> tuple[float, float]:

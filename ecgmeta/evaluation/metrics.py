@@ -8,7 +8,14 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ecgmeta.evaluation.bootstrap import bootstrap_auroc, label_auroc, macro, percentile_interval
+from ecgmeta.evaluation.bootstrap import (
+    Seeds,
+    bootstrap_auroc,
+    hierarchical_difference,
+    label_auroc,
+    macro,
+    percentile_interval,
+)
 from ecgmeta.evaluation.checks import (
     both_classes,
     check_bootstrap,
@@ -16,6 +23,7 @@ from ecgmeta.evaluation.checks import (
     check_targets,
     number_patients,
 )
+from ecgmeta.runtime.errors import InputError
 
 Interval = tuple[float, float]
 _NAN = float("nan")
@@ -100,8 +108,7 @@ class Difference:
 
     Attributes:
         delta: mean over a's seeds minus mean over b's seeds.
-        interval: patient-bootstrap interval of delta. It holds the seeds fixed: it says how delta would move
-            with other patients, not with other seeds (for that see the spread of `seeds_a` and `seeds_b`).
+        interval: bootstrap interval of delta; `resampled` says over what.
         seeds_a: macro AUROC of each of a's score sets.
         seeds_b: macro AUROC of each of b's score sets.
         absent: labels with one class only, left out of the means.
@@ -110,6 +117,9 @@ class Difference:
         n_patients: number of patients resampled.
         n_boot: number of resamples.
         level: of the interval.
+        resampled: "patients", where the interval holds the seeds fixed (it says how delta would move with other patients,
+            not with other seeds), or "patients and seeds".
+        interval_patients: the one over patients alone, whatever `resampled` says.
     """
 
     delta: float
@@ -122,6 +132,8 @@ class Difference:
     n_patients: int
     n_boot: int
     level: float
+    resampled: str = "patients"
+    interval_patients: Interval = (_NAN, _NAN)
 
     def to_dict(self) -> dict[str, object]:
         """Plain values that JSON can hold: NaN becomes None."""
@@ -192,11 +204,15 @@ def paired_difference(
     label_names: Sequence[str],
     *,
     patients: Iterable[object] | None = None,
+    resample_seeds: Seeds = "fixed",
     n_boot: int = 1000,
     seed: int = 0,
     level: float = 0.95,
 ) -> Difference:
     """Macro AUROC of a minus that of b, each a mean over seeds, with common patient resamples.
+
+    With seeds resampled as well the interval says how delta would move with other patients and other seeds; see
+    :func:`~ecgmeta.evaluation.bootstrap.hierarchical_difference`, also for what few seeds cost. A side with one seed keeps it.
 
     Args:
         scores_a: (N, C), or one such array a seed.
@@ -204,12 +220,14 @@ def paired_difference(
         targets: (N, C) of 0 and 1.
         label_names: C names.
         patients: patient of each record, (N,); without it each record counts as a patient.
+        resample_seeds: "paired" draws the same seeds for a and b, where seed s of both shares what the seed decides; "apart"
+            draws them for each.
         n_boot: number of resamples; 0 leaves the interval NaN.
         seed: of the resampling.
         level: of the interval.
 
     Raises:
-        InputError: as `multilabel_scores`.
+        InputError: as `multilabel_scores`; paired seeds of which one side has more.
     """
     names, truth = tuple(label_names), check_targets(targets, label_names)
     groups = number_patients(patients, len(truth))
@@ -225,7 +243,13 @@ def paired_difference(
     seeds_a, seeds_b = tuple(points[: len(set_a)]), tuple(points[len(set_a) :])
     replicates = bootstrap_auroc(kept, truth, groups, n_boot, seed)
     macros = macro(replicates)
-    deltas = macros[: len(set_a)].mean(axis=0) - macros[len(set_a) :].mean(axis=0)
+    a, b = macros[: len(set_a)], macros[len(set_a) :]
+    if resample_seeds == "paired" and len(a) != len(b):
+        found = f"{len(a)} and {len(b)}"
+        raise InputError("paired_difference", "seeds", found, "as many of each, or resample_seeds='apart'")
+    # Student's width for two or three seeds may leave what a difference of AUROCs can be.
+    deltas = np.clip(hierarchical_difference(a, b, resample_seeds, level, seed), -1, 1)
+    over_seeds = resample_seeds != "fixed" and max(len(a), len(b)) > 1
     return Difference(
         delta=float(np.mean(seeds_a) - np.mean(seeds_b)),
         interval=percentile_interval(deltas, level),
@@ -237,6 +261,8 @@ def paired_difference(
         n_patients=int(groups.max()) + 1,
         n_boot=n_boot,
         level=level,
+        resampled="patients and seeds" if over_seeds else "patients",
+        interval_patients=percentile_interval(a.mean(axis=0) - b.mean(axis=0), level),
     )
 
 

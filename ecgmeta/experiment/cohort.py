@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,18 +43,28 @@ class Cohort:
 
     def labelled(self, n: int, seed: int) -> NDArray[np.int64]:
         """Rows of ``train``: ``n`` labelled recordings (all, where there are fewer), nested in n for one seed."""
-        from ecgmeta.data.splits import labelled_subset
+        from ecgmeta.evaluation.subsets import labelled_rows
 
-        n = min(n, len(self.train))
-        return labelled_subset(self.train.meta, self.train.labels, n, derive(seed, "labelled subset"))
+        return labelled_rows(self.train, min(n, len(self.train)), seed)
 
     def split(self, rows: NDArray[np.int64], seed: int) -> tuple[ECGDataset, ECGDataset]:
         """``rows`` of ``train`` as 80 % to train and 20 % to validate on, by patient: the same for MetaFT and fine-tuning."""
-        from ecgmeta.data.splits import metaft_split
+        from ecgmeta.evaluation.subsets import train_validation
 
-        chosen = self.train.subset(rows)
-        train, validation = metaft_split(chosen.meta, chosen.labels, 0.8, derive(seed, "MetaFT split"))
-        return chosen.subset(train), chosen.subset(validation)
+        return train_validation(self.train, rows, seed)
+
+    def with_labels(self, names: Sequence[str]) -> Cohort:
+        """The same recordings with some of the labels only; subsets are then drawn without a look at the others.
+
+        Args:
+            names: as in ``train.label_names``; none: all of them.
+
+        Raises:
+            InputError: no such label.
+        """
+        if not names:
+            return self
+        return replace(self, train=self.train.with_labels(names), test=self.test.with_labels(names))
 
 
 def load(

@@ -132,6 +132,7 @@ class Meta:
     """The φ step. Defaults are the paper's but where METHOD measured better: α is its own setting, φ starts gently."""
 
     labels: int = 500  # labelled records that pre-training may see (MetaFT), of which 20 % for validation
+    label_names: list[str] = field(default_factory=list)  # labels that pre-training may see; empty: all
     period: int = 10  # P
     warmup_epochs: float = 1.0
     unroll: int = 1  # K
@@ -175,7 +176,10 @@ class Finetune:
     seeds: int = 3
     epochs: int = 200
     lr: float = 1e-3
+    lrs: list[float] = field(default_factory=list)  # validation chooses one; empty: `lr`
     batch_size: int = 64
+    processes: int = 0  # cells at a time, one thread each, on the CPU; 0: as many as there are processors
+    label_names: list[str] = field(default_factory=list)  # labels to learn and score; empty: all
     patience: int = 20  # epochs without a better validation AUROC; 0: none
 
 
@@ -183,6 +187,9 @@ class Finetune:
 class Evaluate:
     bootstrap: int = 1000  # resamples of patients
     reference: str = "simclr"  # the arm that others are compared with
+    contaminated: str = (
+        "refuse"  # test recordings that pre-training has seen; "report" goes on and says so everywhere
+    )
 
 
 @dataclass
@@ -243,6 +250,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "encoder.norm": ("batch", "group"),
     "finetune.protocols": PROTOCOLS,
     "through": STAGES,
+    "evaluate.contaminated": ("refuse", "report"),
     "meta.inverse": ("neumann", "identity"),
     "meta.on_failure": ("stop", "skip", "shrink", "raise"),  # "raise" is "stop" in older runs
     "log.wandb_mode": ("offline", "online"),
@@ -270,7 +278,8 @@ _POSITIVE = (
     *("search.trials", "search.compute"),
 )
 _NOT_NEGATIVE = (
-    *("data.min_positives", "augment.noise", "pretrain.max_steps", "finetune.patience", "evaluate.bootstrap"),
+    *("data.min_positives", "augment.noise", "pretrain.max_steps", "evaluate.bootstrap"),
+    *("finetune.patience", "finetune.processes"),
     *("search.spread", "augment.draw"),
     *("meta.warmup_epochs", "meta.unroll", "meta.terms", "meta.damping", "meta.magnitude_lr", "meta.clip"),
     "meta.magnitude_limit",
@@ -326,6 +335,8 @@ def _check_training(config: Experiment) -> None:
     _need(bool(config.finetune.labels), "finetune.labels", config.finetune.labels, "at least one size")
     for n in config.finetune.labels:
         _need(n >= 5, "finetune.labels", n, "5 or more: 80 % train, 20 % validate")
+    for rate in config.finetune.lrs:
+        _need(0 < rate < math.inf, "finetune.lrs", rate, "numbers above 0")
     width = config.encoder.width
     grouped = config.encoder.norm == "batch" or width in (1, 2, 4) or width % 8 == 0
     _need(grouped, "encoder.width", width, "1, 2, 4 or a multiple of 8, where encoder.norm is group")

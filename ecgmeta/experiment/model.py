@@ -134,6 +134,6 @@ def build(config: Experiment, cohort: Cohort, arm: str) -> Model:
             projection=config.pretrain.projection,
         )
     with seeded(seed, "fine-tuning head"):
-        finetune = FinetuneHead(encoder, max(1, len(cohort.train.label_names)))
+        finetune = FinetuneHead(encoder, max(1, len(config.meta.label_names or cohort.train.label_names)))
     problem = FeatureModuleProblem(simclr, finetune, hyper=augmenter or weights)
     return Model(encoder, simclr, augmenter, weights, problem)

@@ -25,6 +25,7 @@ from ecgmeta.bilevel.probe import ROUTES
 from ecgmeta.experiment.batches import SimCLRBatches
 from ecgmeta.experiment.cohort import Cohort
 from ecgmeta.experiment.config import GUIDED, LEARNING, Experiment
+from ecgmeta.experiment.contamination import metaft_records, note_seen
 from ecgmeta.experiment.failures import LOGITS, MAGNITUDES, Failure, PhiGuard, diverged, finite, not_finite
 from ecgmeta.experiment.model import Model, build
 from ecgmeta.experiment.pace import Pace, phi_step_guess
@@ -231,6 +232,7 @@ def metaft(config: Experiment, cohort: Cohort) -> tuple[ECGDataset, ECGDataset]:
     Raises:
         InputError: too few patients to split; one class only in every label.
     """
+    cohort = cohort.with_labels(config.meta.label_names)
     train, validation = cohort.split(cohort.labelled(config.meta.labels, config.seed), config.seed)
     if len(_one_class(train, validation)) == len(train.label_names):
         raise InputError(
@@ -331,7 +333,8 @@ def note_data(run: Run, cohort: Cohort) -> None:
     if "data" in run.info:
         return
     used = {part: sorted(set(getattr(cohort, part).meta["patient"])) for part in ("pretrain", "test")}
-    if run.arm in GUIDED:
-        rows = cohort.labelled(run.config.meta.labels, run.config.seed)
-        used["metaft"] = sorted(set(cohort.train.subset(rows).meta["patient"]))
+    guiding = metaft_records(run.config, cohort) if run.arm in GUIDED else None
+    if guiding is not None:
+        used["metaft"] = sorted(set(guiding.meta["patient"]))
+    note_seen(run, cohort, guiding)
     run.note(data=used, skipped=cohort.skipped)

@@ -48,7 +48,7 @@ def content(run: Run, cohort: Cohort) -> ReportContent:
     return ReportContent(
         title=f"{ARMS[run.arm]}: {run.folder.name}",
         summary=_summary(run, cohort, results),
-        warnings=_warnings(run, cohort, logs),
+        warnings=[*(results or {}).get("warnings", []), *_warnings(run, cohort, logs)],
         results=_results(run, cohort, results),
         curves=_curves(logs),
         augmenter=_augmenter(run, cohort),
@@ -82,8 +82,9 @@ def _summary(run: Run, cohort: Cohort, results: dict[str, Any] | None) -> list[s
             if row["arm"] == "meta" and "difference" in row
         ]
     lines.append(
-        "Intervals say how a number would move with other test patients. They do not cover another "
-        "pre-training seed or another draw of the labelled subset: repeat the run with other seeds for that."
+        "Intervals say how a number would move with other test patients, and those of differences also with other "
+        "seeds of fine-tuning, where there are several. They do not cover another pre-training seed or another draw "
+        "of the labelled subset: repeat the run with other seeds for that."
     )
     return lines
 
@@ -98,12 +99,13 @@ def _verdict(row: dict[str, Any], reference: str) -> str:
         f"{v:+.1f}".replace("-", "−") for v in (100 * difference["delta"], low, high)
     )
     size = f"{delta} AUROC points against {reference} (95 % interval {low_text} to {high_text})"
+    chance = f"the choice of {difference['resampled']}"
     if low > 0:
-        meaning = "a gain that the choice of test patients does not explain"
+        meaning = f"a gain that {chance} does not explain"
     elif high < 0:
-        meaning = "a loss that the choice of test patients does not explain"
+        meaning = f"a loss that {chance} does not explain"
     else:
-        meaning = "no difference that these test patients can show"
+        meaning = f"no difference beyond {chance}"
     return f"Learned augmentations, {_PROTOCOL[row['protocol']]}, {row['labels']} labels: {size}: {meaning}."
 
 
@@ -160,12 +162,26 @@ def _results(run: Run, cohort: Cohort, results: dict[str, Any] | None) -> Result
             )
         )
     patients = cohort.test.meta["patient"].nunique()
+    unseen = "" if results["warnings"] else " that no stage of training has seen"
+    over = {row["difference"]["resampled"] for row in results["rows"] if "difference" in row} - {"patients"}
     return ResultsTable(
         rows,
         reference=results["reference"],
-        tested_on=f"{len(cohort.test):,} recordings of {patients:,} patients that no stage of training has seen",
-        interval=f"95 %, {run.later.evaluate.bootstrap:,} resamples of test patients; mean over fine-tuning seeds",
+        tested_on=f"{len(cohort.test):,} recordings of {patients:,} patients{unseen}",
+        interval=f"95 %, {run.later.evaluate.bootstrap:,} resamples of test patients; mean over fine-tuning seeds"
+        + (
+            "; those of differences also resample the seeds, of which two or three make them wide"
+            if over
+            else ""
+        ),
+        notes=list(dict.fromkeys(_notes(results["rows"]))),  # protocols share theirs
     )
+
+
+def _notes(rows: Iterable[dict[str, Any]]) -> Iterable[str]:
+    for row in sorted(rows, key=lambda row: row["labels"]):
+        if row["note"]:
+            yield f"{row['arm']}, {row['labels']} labels: {row['note']}."
 
 
 def _estimate(value: float | None, interval: Iterable[float | None]) -> Estimate:

@@ -29,7 +29,11 @@ _FREE = (
     "compare",
 )
 # Keys that the stages after pre-training may be given anew. The test patients stay those that pre-training never saw.
-_LATER = (*_FREE, "data.labels", "data.label_policy", "data.min_positives", "accelerator")
+# On other data (data.finetune) they are drawn from those, and compared with what pre-training saw.
+_LATER = (
+    *(*_FREE, "data.finetune", "data.train_folds", "data.test_folds", "data.labels", "data.label_policy"),
+    *("data.min_positives", "accelerator"),
+)
 
 
 class Run:
@@ -39,7 +43,8 @@ class Run:
     data) · ``metrics.jsonl`` · ``last.ckpt``, and until pre-training ends ``previous.ckpt``, the one before it ·
     ``tensorboard/``, ``wandb/`` (as ``log`` asks for) · ``encoder/`` · ``augmenter/`` and ``augmenter_before/`` (meta and
     simclr_warp) · ``weights/`` (meta_weights) · ``trials/N/`` (search) · ``compare/ARM/`` (runs of the other arms) ·
-    ``finetune/*.npz, *.json`` (one pair a cell) · ``results.json`` · ``report.html``.
+    ``seen.npz`` (prints of the recordings that training saw) · ``finetune/*.npz`` (one a cell) ·
+    ``results.json``, ``results.csv`` and ``results.md`` · ``report.html``.
     """
 
     def __init__(self, folder: Path, config: Experiment) -> None:
@@ -53,6 +58,7 @@ class Run:
         self.augmenter_before = folder / "augmenter_before"
         self.cells = folder / "finetune"
         self.results = folder / "results.json"
+        self.seen = folder / "seen.npz"
         self.report = folder / "report.html"
 
     @classmethod
@@ -136,9 +142,10 @@ class Run:
         """Whether pre-training has ended: its encoder is the last thing it writes."""
         return (self.encoder / "model.safetensors").is_file()
 
-    @property
-    def test_patients(self) -> frozenset[str] | None:
-        """The patients held out when pre-training began; None before that."""
+    def test_patients(self, config: Experiment) -> frozenset[str] | None:
+        """The patients held out when pre-training began; None before that, and where ``config`` tests on other data."""
+        if config.data.finetune != self.config.data.finetune:
+            return None
         seen = self.info.get("data") if (self.folder / "run.json").is_file() else None
         return frozenset(seen["test"]) if seen else None
 

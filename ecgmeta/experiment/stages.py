@@ -9,6 +9,7 @@ from typing import Any
 
 from ecgmeta.experiment.cohort import Cohort, load
 from ecgmeta.experiment.config import GUIDED, STAGES, Experiment
+from ecgmeta.experiment.contamination import contaminated
 from ecgmeta.experiment.evaluate import evaluate
 from ecgmeta.experiment.finetune import check_labels, finetune
 from ecgmeta.experiment.pretrain import metaft, pretrain
@@ -62,9 +63,11 @@ def run_stage(folder: Path, stage: str, overrides: list[str]) -> dict[str, Any] 
 
 def _run_stage(run: Run, stage: str, overrides: list[str]) -> dict[str, Any] | None:
     config = run.with_overrides(overrides) if overrides else run.later
-    cohort = _load(config, run.test_patients)
+    cohort = _load(config, run.test_patients(config))
     if stage == "finetune":
         check_labels(config, cohort)
+    if stage in ("finetune", "evaluate"):
+        contaminated(config, run.arms(), cohort)
     with folder_lock(run.folder):
         if overrides:
             run.set_later(config)
@@ -91,7 +94,7 @@ def _later(run: Run, cohort: Cohort, stages: Sequence[str]) -> dict[str, Any] | 
         if "finetune" in stages:
             finetune(run, cohort, Fabric(accelerator=run.later.accelerator, devices=1).device, progress)
         if "evaluate" in stages:
-            results = evaluate(run, progress)
+            results = evaluate(run, cohort, progress)
     if "report" in stages:
         say(f"report: {report(run, cohort)}")
     return results

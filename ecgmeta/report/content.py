@@ -90,12 +90,14 @@ class ResultsTable:
         reference: the arm that ``ResultRow.difference`` is taken against.
         tested_on: one line, e.g. ``"LUDB test fold: 40 records of 40 patients, never seen in training"``.
         interval: how the intervals were made, e.g. ``"patient bootstrap, 1,000 resamples"``.
+        notes: sentences under the table: what sets rows apart that look alike.
     """
 
     rows: Sequence[ResultRow]
     reference: str | None = None
     tested_on: str = ""
     interval: str = ""
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,21 @@ from ecgmeta.report.content import (
     PROTOCOLS,
     AugmenterSummary,
     Curve,
+    Estimate,
     Histogram,
     ReportContent,
     ResultRow,
     ResultsTable,
     ViewPair,
 )
-from ecgmeta.report.curves import change, forest_figure, histogram_figure, interval, line_figure
+from ecgmeta.report.curves import (
+    change,
+    forest_figure,
+    histogram_figure,
+    interval,
+    line_figure,
+    sweep_figure,
+)
 from ecgmeta.report.figures import MM_PER_INCH, data_uri
 from ecgmeta.report.paper import paper_notes, plot_ecg
 from ecgmeta.runtime.errors import InputError
@@ -123,7 +131,26 @@ def _results(table: ResultsTable) -> dict[str, Any]:
         "forest": as_picture(
             forest_figure(forest, "macro-AUROC, 95 % interval"), f"Macro-AUROC by arm. {said}."
         ),
+        "sweep": _sweep(table.rows),
     }
+
+
+def _sweep(rows: Iterable[ResultRow]) -> Picture | None:
+    """AUROC against the number of labels, where there is more than one."""
+    panels: dict[str, dict[str, list[tuple[int, Estimate]]]] = {}
+    for row in sorted(rows, key=lambda row: (list(PROTOCOLS).index(row.protocol), row.labels)):
+        panel = panels.setdefault(PROTOCOLS[row.protocol], {})
+        panel.setdefault(row.arm, []).append((row.labels, row.auroc))
+    arms = list(dict.fromkeys(arm for panel in panels.values() for arm in panel))
+    if len({labels for panel in panels.values() for points in panel.values() for labels, _ in points}) < 2:
+        return None
+    return as_picture(
+        sweep_figure(panels, arms, "macro-AUROC"),
+        f"Macro-AUROC against labelled recordings, a line for each of {', '.join(arms)}; the table has the numbers.",
+        "AUROC against labelled recordings",
+        "Bands are 95 % intervals over test patients, with the seeds as they are. Whether two arms differ is not for bands to "
+        "say, overlapping or not: see the differences in the table.",
+    )
 
 
 def _grouped(rows: Iterable[ResultRow]) -> list[list[ResultRow]]:

@@ -32,7 +32,8 @@ TINY = [
         "meta.warmup_epochs=0",
         "meta.inverse=identity",
     ),
-    *("finetune.labels=[40]", "finetune.seeds=1", "finetune.epochs=2", "evaluate.bootstrap=20"),
+    *("finetune.labels=[40]", "finetune.seeds=1", "finetune.epochs=2", "finetune.processes=1"),
+    "evaluate.bootstrap=20",
 ]
 
 

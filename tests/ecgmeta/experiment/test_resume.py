@@ -64,7 +64,7 @@ def test_stops_and_crashes_leave_no_trace(
     assert (folder / "encoder").exists()
     assert not (folder / "finetune").exists()
     assert stop(signal.SIGTERM, 0, "fine-tuning") == 0
-    assert len(list((folder / "finetune").glob("*.json"))) == 1
+    assert len(list((folder / "finetune").glob("*.npz"))) == 1
     assert not (folder / "results.json").exists()
     assert pretrain(folder, *OPTIONS) == 0
     _assert_same(folder, whole)

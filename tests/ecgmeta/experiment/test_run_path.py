@@ -12,6 +12,7 @@ from run_helpers import call, contents, metrics, pretrain, results, same_tensors
 
 from ecgmeta.augment import LearnedWarp
 from ecgmeta.encoders import ResNet1d
+from ecgmeta.evaluation.cells import read_cell, write_cell
 from ecgmeta.experiment.cohort import load
 from ecgmeta.experiment.config import ARMS, read
 from ecgmeta.experiment.evaluate import table
@@ -42,15 +43,16 @@ def test_the_run_folder_holds_what_its_docstring_says(finished: Path) -> None:
             "run.json",
             "metrics.jsonl",
             "last.ckpt",
-            "results.json",
+            *("results.json", "results.csv", "results.md"),
+            "seen.npz",
             "report.html",
         ),
         *("encoder", "augmenter", "augmenter_before", "compare", "finetune"),
     }
     assert {path.name for path in (finished / "compare").iterdir()} == {"simclr", "simclr_warp"}
     assert not (finished / "compare" / "simclr" / "augmenter").exists()
-    cells = {path.suffix for path in (finished / "finetune").iterdir()}
-    assert cells == {".json", ".npz"}
+    cells = {path.suffix for path in (finished / "finetune").iterdir() if path.name != ".lock"}
+    assert cells == {".npz"}
 
 
 def test_every_arm_and_baseline_stands_in_the_table(finished: Path) -> None:
@@ -163,6 +165,17 @@ def test_cells_of_other_settings_are_trained_again_and_never_mixed_in(copy: Path
     assert {row["labels"] for row in results(copy)} == {40}
 
 
+def test_cells_scored_on_different_recordings_are_not_put_in_one_table(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = copy / "finetune" / "synthetic_default-40-meta-full-0.npz"
+    found = read_cell(file)
+    found.info["inputs"]["test"] = "another"
+    write_cell(copy / "finetune", found)
+    assert call("evaluate", copy) == 2
+    assert "test recordings: found others than in" in capsys.readouterr().err
+
+
 def test_test_patients_that_pretraining_has_seen_are_refused(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,7 +199,7 @@ def test_run_json_names_the_patients_of_every_part(finished: Path) -> None:
     assert data.keys() == {"pretrain", "test", "metaft"}
     assert not data["test"] & (data["pretrain"] | data["metaft"])
     assert data["metaft"] <= data["pretrain"]
-    assert set(run.test_patients or ()) == data["test"]
+    assert set(run.test_patients(run.config) or ()) == data["test"]
     assert run.info["command"].startswith("ecgmeta pretrain")
 
 

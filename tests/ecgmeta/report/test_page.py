@@ -82,7 +82,7 @@ def test_every_section_is_there_and_well_formed(full: str) -> None:
     parsed = Page(full)
     assert [a["id"] for a in parsed.all("section")] == list(SECTIONS)
     assert {a["href"] for a in parsed.all("a")} == {f"#{name}" for name in SECTIONS}
-    assert len(parsed.all("img")) == 4
+    assert len(parsed.all("img")) == 5
     assert all(len(a["alt"]) > 20 for a in parsed.all("img"))
     assert all("scope" in a for a in parsed.all("th"))
 
