@@ -83,11 +83,19 @@ def evaluate(run: RunFolder, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def report(run: RunFolder) -> None:
-    """Write a run's report.html."""
-    from ecgmeta.experiment.stages import run_stage
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page that compares several runs.")] = Path(
+        "comparison.html"
+    ),
+) -> None:
+    """Write a run's report.html, or one page that compares several runs."""
+    from ecgmeta.experiment.stages import compare_runs, run_stage
 
-    run_stage(run, "report", [])
+    if len(runs) == 1:
+        run_stage(runs[0], "report", [])
+    else:
+        typer.echo(f"comparison: {compare_runs(runs, out)}")
 
 
 @app.command()

@@ -50,7 +50,7 @@ def content(run: Run, cohort: Cohort) -> ReportContent:
         summary=_summary(run, cohort, results),
         warnings=[*(results or {}).get("warnings", []), *_warnings(run, cohort, logs)],
         results=_results(run, cohort, results),
-        curves=_curves(logs),
+        curves=curves(logs),
         augmenter=_augmenter(run, cohort),
         examples=_examples(run, cohort),
         data=_data(run, cohort),
@@ -139,28 +139,7 @@ def _warnings(run: Run, cohort: Cohort, logs: dict[str, list[dict[str, Any]]]) -
 def _results(run: Run, cohort: Cohort, results: dict[str, Any] | None) -> ResultsTable | None:
     if results is None:
         return None
-    rows = []
-    for row in results["rows"]:
-        scores = row["scores"]
-        per_label = {
-            s["name"]: LabelScore(_estimate(s["auroc"], s["interval"]), s["positives"])
-            for s in scores["labels"]
-            if s["auroc"] is not None
-        }
-        difference = row.get("difference")
-        rows.append(
-            ResultRow(
-                arm=row["arm"],
-                protocol=row["protocol"],
-                labels=row["labels"],
-                seeds=len(scores["seeds"]),
-                auroc=_estimate(scores["macro_auroc"], scores["macro_interval"]),
-                per_label=per_label,
-                difference=_estimate(difference["delta"], difference["interval"]) if difference else None,
-                absent=scores["absent"],
-                average_precision=Estimate(scores["macro_ap"]),
-            )
-        )
+    rows = [result_row(row) for row in results["rows"]]
     patients = cohort.test.meta["patient"].nunique()
     unseen = "" if results["warnings"] else " that no stage of training has seen"
     over = {row["difference"]["resampled"] for row in results["rows"] if "difference" in row} - {"patients"}
@@ -178,6 +157,26 @@ def _results(run: Run, cohort: Cohort, results: dict[str, Any] | None) -> Result
     )
 
 
+def result_row(row: dict[str, Any]) -> ResultRow:
+    """A row of ``results.json`` as the page shows it."""
+    scores, difference = row["scores"], row.get("difference")
+    return ResultRow(
+        arm=row["arm"],
+        protocol=row["protocol"],
+        labels=row["labels"],
+        seeds=len(scores["seeds"]),
+        auroc=_estimate(scores["macro_auroc"], scores["macro_interval"]),
+        per_label={
+            s["name"]: LabelScore(_estimate(s["auroc"], s["interval"]), s["positives"])
+            for s in scores["labels"]
+            if s["auroc"] is not None
+        },
+        difference=_estimate(difference["delta"], difference["interval"]) if difference else None,
+        absent=scores["absent"],
+        average_precision=Estimate(scores["macro_ap"]),
+    )
+
+
 def _notes(rows: Iterable[dict[str, Any]]) -> Iterable[str]:
     for row in sorted(rows, key=lambda row: row["labels"]):
         if row["note"]:
@@ -189,7 +188,9 @@ def _estimate(value: float | None, interval: Iterable[float | None]) -> Estimate
     return Estimate(NAN if value is None else value, low, high)
 
 
-def _curves(logs: dict[str, list[dict[str, Any]]]) -> list[Curve]:
+def curves(logs: dict[str, list[dict[str, Any]]]) -> list[Curve]:
+    """The lines of metric logs over training, by arm (or run)."""
+
     def series(
         path: tuple[str, ...], arms: Iterable[str] = logs
     ) -> dict[str, tuple[list[float], list[float]]]:
@@ -202,7 +203,7 @@ def _curves(logs: dict[str, list[dict[str, Any]]]) -> list[Curve]:
         return found
 
     step = "pre-training step"
-    curves = [
+    found_curves = [
         Curve("Pre-training loss (NT-Xent)", step, "loss, nats", series(("pretrain_loss",))),
         Curve(
             "Fine-tuning validation loss seen by φ", step, "loss, nats", series(("hyper", "validation_loss"))
@@ -218,8 +219,8 @@ def _curves(logs: dict[str, list[dict[str, Any]]]) -> list[Curve]:
         ):
             keys = [key for key in (lines[-1] if lines else {}) if key.startswith(start)]
             found = {key.removeprefix(start): series((key,), [arm])[arm] for key in keys}
-            curves.append(Curve(f"{title}: {arm}", step, y, found))
-    return [curve for curve in curves if curve.series]
+            found_curves.append(Curve(f"{title}: {arm}", step, y, found))
+    return [curve for curve in found_curves if curve.series]
 
 
 def _at(line: dict[str, Any], path: tuple[str, ...]) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ecgmeta.experiment.cohort import Cohort, load
+from ecgmeta.experiment.comparison import compare
 from ecgmeta.experiment.config import GUIDED, STAGES, Experiment
 from ecgmeta.experiment.contamination import contaminated
 from ecgmeta.experiment.evaluate import evaluate
@@ -59,6 +60,11 @@ def run_stage(folder: Path, stage: str, overrides: list[str]) -> dict[str, Any] 
     """One later stage on a run folder. Overrides are kept for the stages after it."""
     with stop_at_once():
         return _run_stage(Run.open(folder), stage, overrides)
+
+
+def compare_runs(folders: Sequence[Path], out: Path) -> Path:
+    """One page about several runs; see :func:`~ecgmeta.experiment.comparison.compare`."""
+    return compare([Run.open(folder) for folder in folders], out)
 
 
 def _run_stage(run: Run, stage: str, overrides: list[str]) -> dict[str, Any] | None:

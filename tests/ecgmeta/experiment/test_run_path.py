@@ -238,6 +238,31 @@ def test_a_configuration_reads_back_as_it_was_written(finished: Path) -> None:
     assert read(finished / "config.yaml", []) == Run.open(finished).config
 
 
+def test_several_runs_are_compared_on_one_page(
+    finished: Path, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace("temperature: 0.5", "temperature: 0.25"))
+    info = json.loads((copy / "run.json").read_text())
+    info["data"]["test"] = info["data"]["test"][1:]
+    (copy / "run.json").write_text(json.dumps(info))
+    page = tmp_path / "both.html"
+    assert call("report", finished, copy, "--out", page) == 0
+    html = page.read_text()
+    for said in (
+        "2 runs compared: meta, copy",
+        "meta: simclr_warp",
+        "copy: simclr_warp",
+        "copy was tested on other patients than meta: their numbers cannot be compared.",
+        "pretrain.temperature",
+        "meta: 0.5 | copy: 0.25",
+    ):
+        assert said in html, said
+    assert 'src="http' not in html
+    assert call("report", finished, finished, "--out", page) == 2
+    assert "folders of different names" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_weights_of_recordings_are_learned_saved_and_reported(tmp_path: Path) -> None:
     from ecgmeta.simclr import ExampleWeights
