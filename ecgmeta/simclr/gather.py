@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,6 +21,38 @@ def gather(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
         return x
     result: Tensor = _Gather.apply(x, group)
     return result
+
+
+def tie(x: Tensor, others: Iterable[Tensor]) -> Tensor:
+    """x, as a function of ``others`` too, with derivative 0; x itself in a single process.
+
+    A rank whose records got no operation of a policy would have a graph without φ, and a φ step's derivatives would skip there
+    the collectives that the other ranks wait in.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return x
+    result: Tensor = _Tie.apply(x, *others)
+    return result
+
+
+class _Tie(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, *others: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.others = [(other.shape, other.dtype, other.device) for other in inputs[1:]]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        zeros = (torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.others)
+        return gradients[0], *zeros
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        found: Tensor = tangents[0].view_as(tangents[0])
+        return found
 
 
 class _Gather(torch.autograd.Function):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ecgmeta.augment import Augmenter, LearnedPolicy, score_surrogate
 from ecgmeta.encoders import Encoder
 from ecgmeta.runtime.errors import InputError
-from ecgmeta.simclr.gather import gather
+from ecgmeta.simclr.gather import gather, tie
 from ecgmeta.simclr.nt_xent import record_losses
 from ecgmeta.simclr.views import Views
 from ecgmeta.simclr.weights import ExampleWeights
@@ -60,7 +60,9 @@ class SimCLR(nn.Module):
         """
         if self.augmenter is not None and self.augmenter.training and views.noise is None:
             raise InputError("SimCLR", "noise of views", None, "what draw_views draws for the augmenter")
-        x = views.x if self.augmenter is None else self.augmenter(views.x, views.noise)
+        x = views.x
+        if self.augmenter is not None:
+            x = tie(self.augmenter(x, views.noise), self.augmenter.parameters())
         first, second = (gather(part) for part in self.projector(self.encoder(x)).chunk(2))
         if isinstance(self.augmenter, LearnedPolicy) and self.augmenter.training:
             losses, effects = record_losses(first, second, self.temperature)
