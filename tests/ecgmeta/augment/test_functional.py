@@ -64,6 +64,7 @@ def test_sample_has_correct_first_and_second_derivatives() -> None:
     assert gradgradcheck(functional.sample, inputs)
 
 
+@pytest.mark.slow  # the conformance suite has it in gradcheck's fast mode
 def test_warp_has_correct_first_and_second_derivatives_in_magnitude_and_signal() -> None:
     noise = _normal(2, 24, seed=2)
 
