@@ -134,6 +134,13 @@ class Augmenter(nn.Module, Pretrained):
 
     def forward(self, x: Tensor, noise: Any = None, *, generator: torch.Generator | None = None) -> Tensor:
         """``x`` augmented with ``noise`` from :meth:`draw`, drawn here where it is None; x itself in ``eval()``."""
+        self.check(x)
+        if not self.training:
+            return x
+        return self.augment(x, self.draw(x, generator) if noise is None else noise)
+
+    def augment(self, x: Tensor, noise: Any) -> Tensor:
+        """``x``, which was checked, under ``noise``."""
         raise NotImplementedError
 
     def learned(self, x: Tensor) -> list[Learned]:
@@ -294,14 +301,7 @@ class LearnedWarp(Augmenter):
             own = random_displacement(magnitude, noise[:, : round(n / ratio)])
             return own if ratio == 1 else ratio * F.interpolate(own.unsqueeze(1), n, mode="linear").squeeze(1)
 
-    def forward(
-        self, x: Tensor, noise: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """``x`` warped; ``noise`` from :meth:`draw`, drawn here where it is None."""
-        self.check(x)
-        if not self.training:
-            return x
-        noise = self.draw(x, generator) if noise is None else noise
+    def augment(self, x: Tensor, noise: Tensor) -> Tensor:
         d = self.displacement(x, noise)
         return sample(x, d + torch.arange(x.shape[-1], dtype=d.dtype, device=d.device))
 

@@ -265,16 +265,9 @@ class LearnedPolicy(Augmenter):
             [_bounded(magnitude[:, :, i], operation) for i, operation in enumerate(self._operations)], dim=2
         )
 
-    def forward(
-        self, x: Tensor, noise: Draw | None = None, *, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """``x`` augmented with ``noise`` from :meth:`draw`, drawn here where it is None; x itself in ``eval()``."""
-        self.check(x)
-        if not self.training:
-            return x
-        draw = self.draw(x, generator) if noise is None else noise
-        magnitude = self.magnitude(x, draw.kind)
-        for stage, noises in enumerate(draw.noise):
+    def augment(self, x: Tensor, noise: Draw) -> Tensor:
+        magnitude = self.magnitude(x, noise.kind)
+        for stage, noises in enumerate(noise.noise):
             x = self._stage(x, magnitude[:, stage], noises)
         return x
 
