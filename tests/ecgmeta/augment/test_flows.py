@@ -78,7 +78,7 @@ def test_workers_draw_differently_and_a_seeded_loader_the_same_again() -> None:
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["monotone", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS[1:])])
 def test_a_compiled_augmenter_is_the_plain_one(kind: str, backend: str) -> None:
     augmenter, x = _augmenter(kind), _x()
     torch._dynamo.reset()

@@ -21,6 +21,8 @@ from ecgmeta.experiment.run import Run
 
 PARTIAL = ("meta.labels=20", "meta.label_names=[NORM,MI]", "finetune.label_names=[CD,HYP]", "labels=20,60")
 
+pytestmark = pytest.mark.slow  # whole runs
+
 
 def _configured(*overrides: str) -> tuple[Experiment, Cohort]:
     config = read(None, [*TINY, *overrides])
