@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,16 @@ def _two(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            # pid (name) state parent ..., and a name may hold anything.
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+    return sorted(found)
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
@@ -79,10 +90,7 @@ def test_a_stop_of_one_process_stops_and_saves_both(tmp_path: Path) -> None:
     while time.monotonic() < deadline and not (tmp_path / "two" / "last.ckpt").exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.2)
-    workers = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
-    ).stdout.split()
-    os.kill(int(workers[0]), signal.SIGTERM)
+    os.kill(_children(process.pid)[0], signal.SIGTERM)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert "The same command goes on from here" in output
