@@ -109,7 +109,7 @@ def _check(
     unique, counts = np.unique(genes, return_counts=True)
     if len(unique) < len(genes):
         raise InputError(where, "genes", f"{unique[counts > 1][0]} twice", "each gene once")
-    if edges.size and not (0 <= edges.min() and edges.max() < len(genes)):
+    if edges.size and not (edges.min() >= 0 and edges.max() < len(genes)):
         raise InputError(
             where, "pairs", f"positions {edges.min()} to {edges.max()}", f"0 to {len(genes) - 1}"
         )
@@ -158,7 +158,7 @@ class Labels:
         if self.values.shape != (len(self.genes), len(self.terms)):
             wanted = f"({len(self.genes)}, {len(self.terms)}): genes, terms"
             raise InputError(where, "values", f"shape {self.values.shape}", wanted)
-        if not np.isin(self.values, (1, 0, UNLABELLED)).all():
+        if self.values.size and not (UNLABELLED <= self.values.min() and self.values.max() <= 1):
             raise InputError(
                 where, "values", "others than 1, 0 and -1", "positive 1, negative 0, unlabelled -1"
             )
