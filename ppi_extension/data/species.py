@@ -158,7 +158,7 @@ class Labels:
         if self.values.shape != (len(self.genes), len(self.terms)):
             wanted = f"({len(self.genes)}, {len(self.terms)}): genes, terms"
             raise InputError(where, "values", f"shape {self.values.shape}", wanted)
-        if self.values.size and not (UNLABELLED <= self.values.min() and self.values.max() <= 1):
+        if self.values.size and not (self.values.min() >= UNLABELLED and self.values.max() <= 1):
             raise InputError(
                 where, "values", "others than 1, 0 and -1", "positive 1, negative 0, unlabelled -1"
             )
