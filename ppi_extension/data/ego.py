@@ -37,8 +37,8 @@ class Egos:
 
     nodes: NDArray[np.int64]
     centers: NDArray[np.int64]
-    higher: NDArray[np.int64]
-    targets: NDArray[np.int64]
+    higher: NDArray[np.uint16]
+    targets: NDArray[np.uint16]
     channels: NDArray[np.uint8]
 
     def __len__(self) -> int:
@@ -63,8 +63,8 @@ class Egos:
         return cls(
             np.array([n]),
             np.array([center]),
-            np.bincount(low, minlength=n),
-            high[order],
+            np.bincount(low, minlength=n).astype(np.uint16),
+            high[order].astype(np.uint16),
             bits(channels)[order],
         )
 
@@ -149,8 +149,8 @@ class EgoSampler:
         return Egos(
             np.array([len(nodes)]),
             np.array([center]),
-            np.bincount(source, minlength=len(nodes)),
-            target[inside],
+            np.bincount(source, minlength=len(nodes)).astype(np.uint16),
+            target[inside].astype(np.uint16),
             self._bits[places[inside]],
         )
 
