@@ -69,14 +69,23 @@ class Weighting(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that it learns, loadable with ``torch.load(..., weights_only=True)``."""
-        return {}
+        return {"rule": type(self).__name__} | self._state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a :meth:`state_dict` exactly."""
-        if state:
-            raise InputError(
-                "weighting", "state", f"that of another rule ({', '.join(state)})", type(self).__name__
-            )
+        """Restore a :meth:`state_dict` exactly.
+
+        Raises:
+            InputError: it is another rule's.
+        """
+        if state.get("rule") != type(self).__name__:
+            raise InputError("weighting", "rule", state.get("rule"), f"the state of {type(self).__name__}")
+        self._restore(state)
+
+    @abstractmethod
+    def _state(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _restore(self, state: dict[str, Any]) -> None: ...
 
 
 def train(
@@ -162,7 +171,7 @@ def finetune_gradients(problem: TaskProblem, batch: Any, rule: str) -> tuple[flo
         loss, {**{f"s/{n}": v for n, v in shared.items()}, **{f"p/{n}": v for n, v in psi.items()}}
     )
     return (
-        float(loss),
+        float(loss.detach()),
         detach({name: both[f"s/{name}"] for name in shared}),
         detach({name: both[f"p/{name}"] for name in psi}),
     )

@@ -85,7 +85,7 @@ class Cosine(Weighting):
         losses = recorded_losses(problem, batch)
         loss = (self.weights().to(losses) * losses).mean()
         descend(problem, optimizer, loss)
-        return StepReport(float(loss), float(losses.mean()), finetune_loss)
+        return StepReport(float(loss.detach()), float(losses.detach().mean()), finetune_loss)
 
     def cosines(self, problem: TaskProblem, batch: Any, direction: Tree) -> Tensor:
         """(T,): estimates of ``cos(∇ℓₜ, direction)`` on a batch, after one more draw for the norms; 0 where a norm is 0."""
@@ -104,13 +104,13 @@ class Cosine(Weighting):
             n: torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device) for n, v in like.items()
         }
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         return {
             "z": self._z.clone(), "optimizer": self._optimizer.state_dict(), "head": self._head.state_dict(),
             "squares": self._squares.clone(), "updates": self._updates, "steps": self._steps,
         }  # fmt: skip
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
         self._z.copy_(state["z"])
         self._squares.copy_(state["squares"])
         self._optimizer.load_state_dict(state["optimizer"])

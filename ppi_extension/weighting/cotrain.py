@@ -76,17 +76,18 @@ class CoTrain(Weighting):
         losses = recorded_losses(problem, batch)
         loss = losses.mean()
         check_scalar(loss, "pre-training loss")
+        mean = float(loss.detach())
         slopes = gradient(loss, problem.theta)
         own = {name: slopes[name] for name in shared}
         combined = self._combine(own, {name: self.weight * value for name, value in shared.items()})
         apply(optimizer, problem.theta, slopes | combined)
         self._head.step(problem, {name: self.weight * value for name, value in head.items()})
-        return StepReport(float(loss) + self.weight * finetune_loss, float(loss), finetune_loss)
+        return StepReport(mean + self.weight * finetune_loss, mean, finetune_loss)
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         return {"head": self._head.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
         self._head.load_state_dict(state["head"])
 
 

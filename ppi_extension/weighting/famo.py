@@ -57,16 +57,16 @@ class Famo(Weighting):
         fall = torch.where(present, before.log() - after.log(), 0.0)
         (self._logits.grad,) = torch.autograd.grad(shares, self._logits, fall)
         self._optimizer.step()
-        return StepReport(float(loss), float(losses.mean()))
+        return StepReport(float(loss.detach()), float(losses.detach().mean()))
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         return {
             "logits": self._logits.detach().clone(),
             "optimizer": self._optimizer.state_dict(),
             "last": self._last.clone(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
             self._logits.copy_(state["logits"])
         self._optimizer.load_state_dict(state["optimizer"])

@@ -51,10 +51,10 @@ class Fixed(Weighting):
         losses = recorded_losses(problem, batch)
         loss = (self._weights.to(losses) * losses).mean()
         descend(problem, optimizer, loss)
-        return StepReport(float(loss), float(losses.mean()))
+        return StepReport(float(loss.detach()), float(losses.detach().mean()))
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         return {"weights": self._weights.clone()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
         self._weights = state["weights"]

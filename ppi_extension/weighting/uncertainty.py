@@ -44,12 +44,12 @@ class Uncertainty(Weighting):
         objective = (present * (weighted + self._s)).mean()
         (self._s.grad,) = torch.autograd.grad(objective, self._s)
         self._optimizer.step()
-        return StepReport(float(objective), float(losses.mean()))
+        return StepReport(float(objective.detach()), float(losses.detach().mean()))
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         return {"s": self._s.detach().clone(), "optimizer": self._optimizer.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
             self._s.copy_(state["s"])
         self._optimizer.load_state_dict(state["optimizer"])
