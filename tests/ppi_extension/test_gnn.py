@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from graphs import ego_batch
+from ego_batches import ego_batch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch_geometric.data import Data

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from graphs import ego_batch
+from ego_batches import ego_batch
 from torch import Tensor
 
 from ecgmeta.bilevel import (
