@@ -2,6 +2,7 @@
 
 `python -m tests.bench augment`: what augmentation costs beside the constructions in use; the second part of `make bench`.
 `python -m tests.bench data`: what reading records costs; it is the first part of `make bench`.
+`python -m tests.bench graphs`: what protein graphs cost, beside PyG's in-memory data set.
 `python -m tests.bench tasks`: what thousands of task weights cost on protein graphs.
 `python -m tests.bench quality`: how noisy v is from few labels, at equal time, for each fine-tuning head.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from tests.bench import augmentation, data, pretraining, quality, tasks
+from tests.bench import augmentation, data, graphs, pretraining, quality, tasks
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "what", nargs="?", choices=("augment", "cost", "data", "quality", "tasks"), default="cost"
+        "what", nargs="?", choices=("augment", "cost", "data", "graphs", "quality", "tasks"), default="cost"
     )
     parser.add_argument(
         "--width", type=int, help="encoder width; 32 (the paper's) for cost, 8 for quality, 300 for tasks"
@@ -46,6 +47,9 @@ def main() -> None:
         return
     if arguments.what == "augment":
         augmentation.run()
+        return
+    if arguments.what == "graphs":
+        graphs.run()
         return
     if arguments.what == "data":
         data.run(arguments.records)
