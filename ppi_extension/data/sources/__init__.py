@@ -17,7 +17,9 @@ from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.progress import Report
 
 if TYPE_CHECKING:
+    from ppi_extension.data.builder import BuildSettings
     from ppi_extension.data.species import SourceData
+    from ppi_extension.data.store import EgoStore
 
 
 @dataclass(frozen=True)
@@ -96,3 +98,28 @@ def read_source(name: str, path: Path | str, *, report: Report | None = None, **
         key = error.full_key or "options"
         raise InputError(f"source {name}", key, repr(options.get(key)), str(error).splitlines()[0]) from None
     return source.read(path, checked, report)
+
+
+def store_of(
+    data: SourceData,
+    folder: Path | str,
+    settings: BuildSettings | None = None,
+    *,
+    processes: int | None = None,
+    report: Report | None = None,
+) -> EgoStore:
+    """The store of what a source read: ego graphs are cut (`builder.build`), or written as they are where it has them ready.
+
+    Raises:
+        InputError: see `builder.build`; settings for ego graphs that are ready.
+    """
+    from ppi_extension.data.builder import build
+    from ppi_extension.data.sources.hu import HuGraphs
+
+    if not isinstance(data, HuGraphs):
+        return build(data, folder, settings, processes=processes, report=report)
+    if settings is not None and settings != type(settings)():
+        raise InputError(
+            "build", "settings", "some", "none: these ego graphs are ready-made, with their tasks"
+        )
+    return data.write(folder, report)

@@ -164,7 +164,7 @@ def _joined(
     place = {term: number for number, term in enumerate(terms)}
     direct = annotations_of(
         graph,
-        at[joined].to_numpy(np.int64),
+        np.array(at[joined], np.int64),
         np.array([place[term] for term in rows["term"][joined]], np.int64),
         terms,
     )

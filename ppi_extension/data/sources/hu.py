@@ -164,7 +164,7 @@ class HuGraphs(SourceData):
         centers = self.tensors["center_node_idx"][first:last].numpy().astype(np.int64)
         self._refuse((centers < 0) | (centers >= nodes), first, "center_node_idx", "no node of it", "one")
         ends = self.tensors["edge_index"][:, edges[0] : edges[-1]].numpy()
-        outside = ((ends < 0) | (ends >= nodes[graph])).any(axis=0)
+        outside: NDArray[np.bool_] = np.any((ends < 0) | (ends >= nodes[graph]), axis=0)
         self._refuse(_any(outside, graph, last - first), first, "edge_index", "nodes it has not", "its own")
         attributes = self.tensors["edge_attr"][edges[0] : edges[-1]].numpy()
         evidence = attributes[:, : len(CHANNELS)]
@@ -181,7 +181,8 @@ class HuGraphs(SourceData):
         up, down = (order[side[order]] for side in (ends[0] < ends[1], ends[0] > ends[1]))
         self._check_symmetric(key, code, up, down, begin - begin[0], width, first)
         low, high = np.divmod(key[up], width)
-        return Egos(nodes, centers, np.bincount(low, minlength=int(nodes.sum())), high, code[up])
+        higher = np.bincount(low, minlength=int(nodes.sum())).astype(np.uint16)
+        return Egos(nodes, centers, higher, high.astype(np.uint16), code[up])
 
     def _check_symmetric(
         self,

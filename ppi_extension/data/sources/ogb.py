@@ -1,4 +1,4 @@
-"""ogbn-proteins of the Open Graph Benchmark: 132,534 proteins of 8 species, 39.6 million links, 112 functions, as raw CSV files.
+"""ogbn-proteins: 132,534 proteins of 8 species, 39.6 million links, 112 functions, as raw CSV files.
 
 Hu et al., Open Graph Benchmark, NeurIPS 2020. No raw file has a header; each may be gzipped:
 

@@ -120,7 +120,13 @@ def _unpacked(path: Path, archive: Mapping[str, NDArray[Any]], options: Options)
             raise InputError(path, f"labels {key}", f"{bits.dtype} {bits.shape}", f"{n} packed bits")
         own.setdefault(tissue, {})[term] = np.unpackbits(bits, count=n).view(np.int8)
     labels = [
-        Labels(kept[tissue].genes, tuple(columns), np.stack(list(columns.values()), axis=1), {}, tissue)
+        Labels(
+            kept[tissue].genes,
+            tuple(sorted(columns)),
+            np.stack([columns[term] for term in sorted(columns)], axis=1),
+            {},
+            tissue,
+        )
         for tissue, columns in own.items()
     ]
     return graphs, union, labels
