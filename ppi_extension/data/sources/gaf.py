@@ -91,6 +91,9 @@ def read(path: Path, options: Options, report: Report | None = None) -> SourceDa
     found = []
     notes = []
     for taxon, file in links.items():
+        if not (rows["taxon"] == taxon).any():
+            wanted = f"rows of taxon:{taxon} in {', '.join(file.name for file in files)}"
+            raise InputError(path, f"taxon {taxon}", "no annotation that counts", wanted)
         graph = string.read_links(file, taxon, options.thresholds, report)
         annotations, note = _joined(rows[rows["taxon"] == taxon], graph, aliases[taxon], ontology, report)
         found.append(annotations)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,9 +257,8 @@ def _load(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
 
     if not path.is_file():
         raise InputError(path, "file", "no such file", "geometric_data_processed.pt")
-    allowed: list[Any] = [(LegacyData, "torch_geometric.data.data.Data")]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with _only_legacy_data():
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises whatever its zip, pickle and storage readers raise
         found = next(iter(str(error).splitlines()), "") or type(error).__name__
@@ -267,6 +267,22 @@ def _load(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         raise InputError(path, "content", type(content).__name__, "(data, slices) of Hu et al.")
     tensors = {name: part for name, part in vars(content[0]).items() if isinstance(part, torch.Tensor)}
     return tensors, content[1] if isinstance(content[1], dict) else {}
+
+
+@contextmanager
+def _only_legacy_data() -> Iterator[None]:
+    """`Data` is `LegacyData` while a file is read. PyG, once imported, lets its own class in under that name, and which of
+    the two torch takes would be chance."""
+    from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
+
+    before = get_safe_globals()
+    clear_safe_globals()
+    add_safe_globals([(LegacyData, "torch_geometric.data.data.Data")])
+    try:
+        yield
+    finally:
+        clear_safe_globals()
+        add_safe_globals(before)
 
 
 def _starts(path: Path, name: str, tensor: Tensor, slices: Any) -> NDArray[np.int64]:

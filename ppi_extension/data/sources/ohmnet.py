@@ -85,7 +85,10 @@ def _chosen(where: Path, known: Sequence[str], wanted: Sequence[str]) -> list[st
 
 def _archive(path: Path, options: Options) -> Parts:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise InputError(path, "archive", "one array", "an .npz of several")
+        with archive:
             return _unpacked(path, archive, options)
     except KeyError as error:
         raise InputError(path, "arrays", f"no {error.args[0]}", "those of ppi_ohmnet24.npz") from None
@@ -96,8 +99,6 @@ def _archive(path: Path, options: Options) -> Parts:
 
 
 def _unpacked(path: Path, archive: Mapping[str, NDArray[Any]], options: Options) -> Parts:
-    if not hasattr(archive, "files"):
-        raise InputError(path, "archive", "one array", "an .npz of several")
     genes = archive["genes"].astype(np.str_)
     known = archive["tissue"].tolist()
     graphs = []

@@ -226,7 +226,7 @@ def hu_arrays(graphs: int = 9, pretrain: int = 5, finetune: int = 3) -> dict[str
                     pair = (a, b) if rng.random() < 0.5 else (b, a)
                     ends += [pair, pair[::-1]]
                     attributes += [evidence, evidence]
-        values = {
+        values: dict[str, NDArray[Any]] = {
             "x": np.ones((n, 1), np.float32),
             "edge_index": np.array(ends, np.int64).reshape(-1, 2).T,
             "edge_attr": np.array(attributes, np.float32).reshape(-1, 9),
