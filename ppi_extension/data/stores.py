@@ -51,6 +51,9 @@ def build_store(
     if out.exists():  # said now, not after reading for minutes
         raise InputError(out, "output folder", "something stands there", "a new folder")
     source = find_source(name)
+    if name == READY and overrides:
+        expected = f"no keys: the ego graphs of {READY} are taken as they are"
+        raise InputError("command line", overrides[0].partition("=")[0], "an unknown key", expected)
     values = asdict(load_config(_schema(source), overrides=overrides))
     lists = {"pretrain_terms": pretrain_terms, "finetune_terms": finetune_terms}
     if name == READY:
@@ -158,10 +161,10 @@ def synthesise(out: Path, species: int, genes: int, seed: int) -> EgoStore:
     Raises:
         InputError: something stands there, sizes that the problem cannot have.
     """
-    from ppi_extension.data.synthetic import PlantedSettings, planted
-
     if out.exists():
         raise InputError(out, "output folder", "something stands there", "a new folder")
+    from ppi_extension.data.synthetic import PlantedSettings, planted
+
     problem = planted(PlantedSettings(species=species, genes=genes), seed)
     settings = BuildSettings(pretrain_terms=problem.pretrain_terms, finetune_terms=problem.finetune_terms)
     with progress_bar() as report:
