@@ -120,8 +120,10 @@ class HuGraphs(SourceData):
                 genes = np.array([f"graph {number}" for number in range(first, last)])
                 yield Block(int(species[first]), self._egos(first, last), genes, *labels)
 
-    def write(self, folder: Path | str, report: Report | None = None) -> EgoStore:
-        """The store of these graphs, in their order.
+    def write(
+        self, folder: Path | str, notes: Mapping[str, Any] | None = None, report: Report | None = None
+    ) -> EgoStore:
+        """The store of these graphs, in their order; ``notes`` are kept with it.
 
         Raises:
             InputError: see `blocks`; the folder cannot be written.
@@ -148,7 +150,7 @@ class HuGraphs(SourceData):
                 done += len(block.egos)
                 if report is not None:
                     report(done, len(self), "graphs of Hu et al.")
-            return writer.finish({"source": "hu"})
+            return writer.finish({}, notes)
 
     def _labels(self, name: str, first: int, last: int) -> NDArray[np.int8]:
         """(last - first, T) of 0 and 1."""
