@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1_000_000  # rows; about 60 MB of a STRING file once parsed
 _BROKEN = (EOFError, zlib.error, gzip.BadGzipFile)  # what a gzip that is cut off or overwritten raises
+_BEYOND = "beyond the last column"
 _KINDS = {int: "a whole number", float: "a number", str: "text"}
 
 
@@ -157,7 +158,8 @@ def read_table(
         column.name: {str: "category", int: "int64", float: "float32"}[column.kind] for column in columns
     }
     options: dict[str, Any] = {
-        "names": list(dtypes), "dtype": dtypes, "sep": separator, "header": None, "index_col": False,
+        "names": [*dtypes, _BEYOND], "dtype": {**dtypes, _BEYOND: "category"}, "header": None, "index_col": False,
+        "sep": separator,
         "skiprows": first - 1, "skip_blank_lines": False, "quoting": 3, "na_filter": False, "chunksize": chunk,
     }  # fmt: skip
     size = max(path.stat().st_size, 1) if path.is_file() else 1
@@ -194,7 +196,14 @@ def _check_header(path: Path, columns: Sequence[Column], separator: str, skip: i
 
 
 def _parsed(reader: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    """Chunks, with an error instead of a warning where pandas drops cells: of rows that are too long where a chunk begins."""
+    """Chunks whose rows all have as many cells as there are columns, or fewer.
+
+    pandas refuses a row that has more cells than the one before, but where a chunk begins it drops them: from the whole first
+    chunk with a warning, from a later row without a word. So there is a further column, in which nothing may stand.
+
+    Raises:
+        ValueError: a row has more.
+    """
     from pandas.errors import ParserWarning
 
     while True:
@@ -203,6 +212,8 @@ def _parsed(reader: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
             rows = next(reader, None)
         if rows is None:
             return
+        if (rows.pop(_BEYOND).cat.categories != "").any():
+            raise ValueError("a row with a cell too many")
         yield rows
 
 
