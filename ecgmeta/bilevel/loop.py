@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ecgmeta.bilevel.batches import Batches, MicroBatches
 from ecgmeta.bilevel.distributed import Reduce, local, mean_of
@@ -18,7 +19,7 @@ from ecgmeta.bilevel.optimizers import Optimizer
 from ecgmeta.bilevel.phi_step import PhiStep
 from ecgmeta.bilevel.probe import ROUTES, choose_products, route_name
 from ecgmeta.bilevel.problem import NoisyProblem, Problem, RecordingProblem, check_scalar
-from ecgmeta.bilevel.products import Linearization, Products
+from ecgmeta.bilevel.products import Linearization, Loss, Products
 from ecgmeta.bilevel.state import MetaState
 from ecgmeta.bilevel.trees import Tree, axpy, detach, gradient, leaves, norm, scale
 from ecgmeta.bilevel.unroll import FinetuneFactor
@@ -65,7 +66,7 @@ class Report:
         pretrain_loss: its loss.
         head_loss: loss of the warm head before its step, or None where none was due.
         hyper: the hypergradient, or None where no φ step was due. Over several draws its ``phi`` is their mean, and its factors
-            are the last draw's.
+            are the last draw's. The pre-training gradient is with it where this step of θ was taken along it.
         skipped: why a due φ step was not taken, or None.
         diagnostics: of a φ step: the hypergradient's (the mean over draws; ``norm`` is that of the mean), and where the step
             was taken those of :class:`~ecgmeta.bilevel.phi_step.PhiStep` and of :class:`~ecgmeta.bilevel.signal.Signal`.
@@ -119,7 +120,8 @@ def meta_train(
             ``"skip"`` reports it and goes on, ``"raise"`` raises ``FloatingPointError``.
         products: the route for Hessian-vector and mixed products. None takes the cheapest of
             :data:`~ecgmeta.bilevel.probe.ROUTES` that agrees with double backward on the first φ step's batch, and keeps it in
-            ``state.route``. Which is the cheapest is measured: name one where a repetition must be equal to the last bit.
+            ``state.route``. Which is the cheapest is measured: name one where a repetition must be equal to the last bit. A
+            problem that supplies its own mixed product needs none with a solver that takes no Hessian-vector product.
         reduce: mean over data-parallel ranks of every loss, gradient and product.
         autocast: lower precision of the plain steps' losses, such as ``torch.bfloat16``. A φ step, its own pre-training step
             included, stays in the precision of θ: second derivatives lose what they are made of in bfloat16.
@@ -137,6 +139,16 @@ def meta_train(
     if schedule.period > 0:
         state.check_phi_optimizers()
 
+    def route(
+        loss: Loss,
+        theta: Mapping[str, Tensor],
+        phi: Mapping[str, Tensor],
+        recording: AbstractContextManager[None] | None = None,
+    ) -> Linearization:
+        # Chosen here, when products are first needed: a problem with its own mixed product may never need any.
+        taken = products or _chosen(problem, state, batch.parts[0] if micro else batch, reduce)
+        return taken(loss, theta, phi, recording)
+
     def draw(k: int) -> Hypergradient:
         shared = whole and k == 0
         _hold_noise(problem, state.step, k)
@@ -152,7 +164,7 @@ def meta_train(
             finetune=finetune,
             inverse=inverse,
             head_state=state.head_state,
-            products=products or _chosen(problem, state, batch.parts[0] if micro else batch, reduce),
+            products=route,
             reduce=reduce,
             recording=_recording(problem) if shared else None,
         )
@@ -168,7 +180,7 @@ def meta_train(
         if schedule.is_phi_step(step):
             if not whole:
                 loss = _pretrain_step(problem, state, batch, reduce, autocast)
-            hyper, first, diagnostics, skipped = _mean_of_draws(draw, accumulate)
+            hyper, first, diagnostics, skipped = _mean_of_draws(draw, accumulate, whole)
             if whole:
                 loss = float(mean_of(first.loss, reduce))
                 _apply(state, reduce(first.gradient))
@@ -186,7 +198,7 @@ def meta_train(
 
 
 def _mean_of_draws(
-    draw: Callable[[int], Hypergradient], count: int
+    draw: Callable[[int], Hypergradient], count: int, shared: bool
 ) -> tuple[Hypergradient, Linearization, dict[str, float], str | None]:
     """The mean hypergradient, the first draw's pre-training loss and gradient, diagnostics, and why it cannot be used."""
     total: Tree = {}
@@ -194,7 +206,7 @@ def _mean_of_draws(
     skipped = None
     for k in range(count):
         # The graph would live on through the next draw, and in the report through the caller's next step.
-        hyper = draw(k).without_graph()
+        hyper = draw(k).without_graph(gradient=shared and k == 0)
         logs.append(hyper.diagnostics())
         if k == 0:
             first = hyper.pretrain

@@ -98,6 +98,61 @@ class _Evaluated:
         return recording or nullcontext()
 
 
+class Deferred(_Evaluated):
+    """A route that is taken when a product is first asked for; without one, the loss is a plain evaluation, and the gradient
+    one pass back through it where it is asked for too.
+
+    For a problem that supplies its own ``Mᵀu``: what a solver without Hessian-vector products leaves to do is first order.
+    """
+
+    def __init__(
+        self,
+        products: Products,
+        loss: Loss,
+        theta: Mapping[str, Tensor],
+        phi: Mapping[str, Tensor],
+        recording: AbstractContextManager[None] | None = None,
+    ) -> None:
+        super().__init__(loss, theta, phi, recording)
+        self._products = products
+        self._route: Linearization | None = None
+        self._nodes: Tree = {}
+        self._value: Tensor | None = None  # with its graph, until the gradient has been taken
+
+    @property
+    def loss(self) -> Tensor:
+        return self._evaluated().detach() if self._route is None else self._route.loss
+
+    @property
+    def gradient(self) -> Tree:
+        if self._route is not None:
+            return self._route.gradient
+        if self._gradient is None:
+            value = self._evaluated()
+            self._gradient, self._value = detach(gradient(value, self._nodes)), value.detach()
+        return self._gradient
+
+    def _evaluated(self) -> Tensor:
+        if self._value is None:
+            self._nodes = leaves(self._theta)
+            with self._first():
+                self._value = self._function(self._nodes, self._phi)
+        return self._value
+
+    def hvp(self, u: Tree) -> Tree:
+        return self._taken().hvp(u)
+
+    def mixed(self, u: Tree) -> Tree:
+        return self._taken().mixed(u)
+
+    def _taken(self) -> Linearization:
+        if self._route is None:
+            self._value = None
+            recording, self._recording = self._recording, None
+            self._route = self._products(self._function, self._theta, self._phi, recording)
+        return self._route
+
+
 class DoubleBackward(_Evaluated):
     """Reverse over reverse: the gradient is built with its graph once, and each product is one pass back through it.
 
