@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import math
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1_000_000  # rows; about 60 MB of a STRING file once parsed
 _BROKEN = (EOFError, zlib.error, gzip.BadGzipFile)  # what a gzip that is cut off or overwritten raises
+_BEYOND = "beyond the last column"
 _KINDS = {int: "a whole number", float: "a number", str: "text"}
 
 
@@ -76,8 +79,9 @@ class Chunk:
         """Raise InputError for the first row that is ``wrong`` (rows,), if there is one."""
         if wrong.any():
             row = int(wrong.argmax())
-            found = repr(self.rows[column].iloc[row])
-            raise InputError(f"{self.path}, line {self.first + row}", column, found, expected)
+            found = self.rows[column].iloc[row]
+            shown = repr(str(found)) if isinstance(found, np.generic) else repr(found)
+            raise InputError(f"{self.path}, line {self.first + row}", column, shown, expected)
 
 
 @contextmanager
@@ -135,7 +139,7 @@ def read_table(
     """The rows of a table, ``chunk`` at a time.
 
     Args:
-        columns: all that the file has, in order; cells are never quoted.
+        columns: all that the file has, in order; cells are never quoted. Last ones that may be empty may be missing in a row.
         header: whether the first line names the columns, then as in ``columns``; a ``#`` before the first is nothing.
         skip: lines before the header.
         progress: called with megabytes read of the file's.
@@ -149,27 +153,31 @@ def read_table(
     if header:
         _check_header(path, columns, separator, skip)
     first = skip + int(header) + 1
+    # int32 would wrap a number that is too large, and it might land in the allowed range
     dtypes: dict[str, Any] = {
-        column.name: {str: "category", int: "int32", float: "float32"}[column.kind] for column in columns
+        column.name: {str: "category", int: "int64", float: "float32"}[column.kind] for column in columns
     }
     options: dict[str, Any] = {
-        "names": list(dtypes), "dtype": dtypes, "sep": separator, "header": None, "index_col": False,
+        "names": [*dtypes, _BEYOND], "dtype": {**dtypes, _BEYOND: "category"}, "header": None, "index_col": False,
+        "sep": separator,
         "skiprows": first - 1, "skip_blank_lines": False, "quoting": 3, "na_filter": False, "chunksize": chunk,
     }  # fmt: skip
     size = max(path.stat().st_size, 1) if path.is_file() else 1
     with open_bytes(path) as (content, raw):
         try:
-            for rows in pd.read_csv(content, encoding="utf-8", **options):
+            for rows in _parsed(iter(pd.read_csv(content, encoding="utf-8", **options))):
+                if not len(rows):
+                    raise pd.errors.EmptyDataError
                 part = Chunk(path, first + int(rows.index[0]), rows)
                 _check_cells(part, columns)
                 yield part
                 if progress is not None:
                     _show(progress, raw.tell(), size, path)
+        except InputError:
+            raise
         except pd.errors.EmptyDataError:
             raise InputError(path, "rows", "none", "at least one") from None
-        except (*_BROKEN, OSError, OverflowError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
+        except (*_BROKEN, OSError, OverflowError, ValueError, pd.errors.ParserWarning) as error:
             raise _first_wrong(path, columns, separator, first, error) from None
 
 
@@ -179,17 +187,38 @@ def _show(progress: Report, done: int, size: int, path: Path) -> None:
 
 
 def _check_header(path: Path, columns: Sequence[Column], separator: str, skip: int) -> None:
-    for number, text in read_lines(path):
-        if number <= skip:
-            continue
-        found = text.lstrip("#").split(separator)
-        wanted = [column.name for column in columns]
-        if found != wanted:
-            missing = [name for name in wanted if name not in found]
-            expected = f"the columns {' '.join(wanted)}" + (f"; {missing[0]} is missing" if missing else "")
-            raise InputError(f"{path}, line {number}", "header", repr(text[:200]), expected)
-        return
-    raise InputError(path, "header", "an empty file", "a line that names the columns")
+    number, text = next(islice(read_lines(path), skip, None), (skip + 1, ""))
+    found, wanted = text.removeprefix("#").split(separator), [column.name for column in columns]
+    if found != wanted:
+        missing = [f"; {name} is missing" for name in wanted if name not in found]
+        expected = f"the columns {' '.join(wanted)}" + "".join(missing[:1])
+        raise InputError(f"{path}, line {number}", "header", repr(text[:200]), expected)
+
+
+def _parsed(reader: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """Chunks whose rows all have as many cells as there are columns, or fewer.
+
+    pandas refuses a row that has more cells than the one before, but where a chunk begins it drops them: from the whole first
+    chunk with a warning, from a later row without a word. So there is a further column, in which nothing may stand.
+
+    Raises:
+        ValueError: a row has more.
+    """
+    from pandas.errors import ParserWarning
+
+    while True:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ParserWarning)
+            rows = next(reader, None)
+        if rows is None:
+            return
+        if (rows.pop(_BEYOND).cat.categories != "").any():
+            raise ValueError("a row with a cell too many")
+        yield rows
+
+
+def _cells(path: Path, line: int, text: str, found: Sequence[str], columns: Sequence[Column]) -> InputError:
+    return InputError(f"{path}, line {line}", "row", f"{len(found)} cells in {text[:80]!r}", len(columns))
 
 
 def _check_cells(part: Chunk, columns: Sequence[Column]) -> None:
@@ -212,10 +241,9 @@ def _first_wrong(
             if number < first:
                 continue
             cells = text.split(separator)
-            if len(cells) != len(columns):
-                found = f"{len(cells)} cells in {text[:80]!r}"
-                return InputError(f"{path}, line {number}", "row", found, f"{len(columns)}")
-            for column, cell in zip(columns, cells, strict=True):
+            if len(cells) > len(columns) or not all(column.empty for column in columns[len(cells) :]):
+                return _cells(path, number, text, cells, columns)
+            for column, cell in zip(columns, cells, strict=False):
                 if not column.accepts(cell):
                     return InputError(
                         f"{path}, line {number}", column.name, repr(cell[:80]), column.expected()
