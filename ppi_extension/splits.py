@@ -48,12 +48,13 @@ def gene_split(genes: NDArray[np.str_], fractions: Mapping[str, float], seed: in
     if len(names) < len(shares):
         raise InputError("splits", "genes", len(names), f"at least {len(shares)}, one for each part")
     ends = np.rint(np.cumsum(shares) * len(names)).astype(int)
-    ends = np.maximum(ends, np.arange(1, len(shares) + 1))  # a small share is not an empty one
-    ends = np.minimum(ends, len(names) - np.arange(len(shares))[::-1])
+    number = np.arange(len(shares))
+    ends = np.maximum.accumulate(np.maximum(ends - number, 1)) + number  # a small share is not an empty one
+    ends = np.minimum(ends, len(names) - number[::-1])
     place = np.empty(len(names), np.int64)
     place[numpy_generator(seed, "gene split").permutation(len(names))] = np.arange(len(names))
     part = np.searchsorted(ends, place, side="right")
-    return {name: np.flatnonzero(part[owner] == number) for number, name in enumerate(fractions)}
+    return {name: np.flatnonzero(part[owner] == i) for i, name in enumerate(fractions)}
 
 
 def group_split(groups: NDArray[Any], members: Mapping[str, Sequence[Any]]) -> Parts:
