@@ -35,6 +35,8 @@ bench: setup
 	$(BIN)/python -m tests.bench data
 	$(BIN)/python -m tests.bench augment
 	$(BIN)/python -m tests.bench cost
+	$(BIN)/python -m tests.bench graphs
+	$(BIN)/python -m tests.bench tasks
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -21,11 +21,10 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.data import Data
-from torch_geometric.utils import scatter
 
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.pretrained import Pretrained
+from ppi_extension.data.pyg import Data, scatter
 
 NODE_TYPES = 2  # Hu's embedding has a row for x = 0 and one for x = 1; every node of theirs is 1
 SELF_LOOP = 7

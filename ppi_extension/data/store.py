@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch_geometric.data import Data
 
 from ecgmeta.runtime.errors import InputError
 from ppi_extension.data.ego import ranges
 from ppi_extension.data.folder import INFO, checked_info, mapped
+from ppi_extension.data.pyg import Data
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -250,3 +252,11 @@ def test_a_killed_writer_leaves_no_store(tmp_path: Path, monkeypatch: pytest.Mon
     store, _ = small_store(tmp_path / "store")
     assert len(store) == 110
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_opening_the_package_warns_of_nothing() -> None:
+    """An error of the command line is one line; a warning of a library before it would be more."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import ppi_extension.gnn"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
