@@ -20,14 +20,17 @@ from ecgmeta.bilevel.distributed import Reduce, local, mean_of
 from ecgmeta.bilevel.inverse import Result, Solution, Solver
 from ecgmeta.bilevel.optimizers import State
 from ecgmeta.bilevel.problem import Problem, check_scalar
-from ecgmeta.bilevel.products import DoubleBackward, Linearization, Products
+from ecgmeta.bilevel.products import Deferred, DoubleBackward, Linearization, Products
 from ecgmeta.bilevel.trees import Tree, is_finite, norm, scale
 from ecgmeta.bilevel.unroll import FinetuneFactor, FinetuneGradient
 
 
 @runtime_checkable
 class MixedProductProblem(Protocol):
-    """A problem that knows a cheaper ``Mᵀu`` than any route does, as weighted sums of task losses do."""
+    """A problem that knows a cheaper ``Mᵀu`` than any route does, as weighted sums of task losses do.
+
+    A route is then taken for Hessian-vector products alone, and not at all where the solver asks for none.
+    """
 
     def mixed_product(self, theta: Tree, phi: Tree, batch: Any, u: Tree) -> Tree:
         """``Mᵀu = ∂⟨∂L_PT/∂θ, u⟩/∂φ``, a tree shaped like φ."""
@@ -135,7 +138,15 @@ def hypergradient(
     first = finetune(problem, theta, psi, train_batches, val_batch, head_state, reduce)
     check_scalar(mean_of(first.validation_loss, reduce), "fine-tuning validation loss")
     v = reduce(first.v)
-    pretrain = products(lambda t, p: problem.pretrain_loss(t, p, pretrain_batch), theta, phi, recording)
+
+    def loss(t: Tree, p: Tree) -> Tensor:
+        return problem.pretrain_loss(t, p, pretrain_batch)
+
+    supplied = isinstance(problem, MixedProductProblem)
+    # Where Mᵀu is supplied, only the solver may need second derivatives: their graph waits for its first product.
+    pretrain = (
+        Deferred(products, loss, theta, phi, recording) if supplied else products(loss, theta, phi, recording)
+    )
     solution = inverse(lambda u: reduce(pretrain.hvp(u)), v)
     if isinstance(problem, MixedProductProblem):
         mixed = problem.mixed_product(dict(theta), dict(phi), pretrain_batch, solution.value)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ecgmeta.bilevel.batches import Batches, MicroBatches
 from ecgmeta.bilevel.distributed import Reduce, local, mean_of
@@ -18,7 +19,7 @@ from ecgmeta.bilevel.optimizers import Optimizer
 from ecgmeta.bilevel.phi_step import PhiStep
 from ecgmeta.bilevel.probe import ROUTES, choose_products, route_name
 from ecgmeta.bilevel.problem import NoisyProblem, Problem, RecordingProblem, check_scalar
-from ecgmeta.bilevel.products import Linearization, Products
+from ecgmeta.bilevel.products import Linearization, Loss, Products
 from ecgmeta.bilevel.state import MetaState
 from ecgmeta.bilevel.trees import Tree, axpy, detach, gradient, leaves, norm, scale
 from ecgmeta.bilevel.unroll import FinetuneFactor
@@ -119,7 +120,8 @@ def meta_train(
             ``"skip"`` reports it and goes on, ``"raise"`` raises ``FloatingPointError``.
         products: the route for Hessian-vector and mixed products. None takes the cheapest of
             :data:`~ecgmeta.bilevel.probe.ROUTES` that agrees with double backward on the first φ step's batch, and keeps it in
-            ``state.route``. Which is the cheapest is measured: name one where a repetition must be equal to the last bit.
+            ``state.route``. Which is the cheapest is measured: name one where a repetition must be equal to the last bit. A
+            problem that supplies its own mixed product needs none with a solver that takes no Hessian-vector product.
         reduce: mean over data-parallel ranks of every loss, gradient and product.
         autocast: lower precision of the plain steps' losses, such as ``torch.bfloat16``. A φ step, its own pre-training step
             included, stays in the precision of θ: second derivatives lose what they are made of in bfloat16.
@@ -137,6 +139,16 @@ def meta_train(
     if schedule.period > 0:
         state.check_phi_optimizers()
 
+    def route(
+        loss: Loss,
+        theta: Mapping[str, Tensor],
+        phi: Mapping[str, Tensor],
+        recording: AbstractContextManager[None] | None = None,
+    ) -> Linearization:
+        # Chosen here, when products are first needed: a problem with its own mixed product may never need any.
+        taken = products or _chosen(problem, state, batch.parts[0] if micro else batch, reduce)
+        return taken(loss, theta, phi, recording)
+
     def draw(k: int) -> Hypergradient:
         shared = whole and k == 0
         _hold_noise(problem, state.step, k)
@@ -152,7 +164,7 @@ def meta_train(
             finetune=finetune,
             inverse=inverse,
             head_state=state.head_state,
-            products=products or _chosen(problem, state, batch.parts[0] if micro else batch, reduce),
+            products=route,
             reduce=reduce,
             recording=_recording(problem) if shared else None,
         )

@@ -134,11 +134,7 @@ class ModuleProblem:
         self._noise_at = (0, 0)
 
     def pretrain_loss(self, theta: Tree, phi: Tree, batch: Any) -> Tensor:
-        self.pretrain.train()
-        if self.statistics == "frozen":
-            for layer in _normalisers(self.pretrain).values():
-                layer.eval()
-        return self._call(self.pretrain, {**theta, **phi}, "forward", batch)
+        return self._call(self._pretrainer(), {**theta, **phi}, "forward", batch)
 
     def finetune_loss(self, theta: Tree, psi: Tree, batch: Any) -> Tensor:
         return self._call(self._finetuner(), self._finetune_parameters(theta, psi), "forward", batch)
@@ -154,6 +150,13 @@ class ModuleProblem:
     def at_step(self, step: int, draw: int = 0) -> None:
         """From here on, losses draw the noise of ``(seed, step, draw)``."""
         self._noise_at = (step, draw)
+
+    def _pretrainer(self) -> nn.Module:
+        self.pretrain.train()
+        if self.statistics == "frozen":
+            for layer in _normalisers(self.pretrain).values():
+                layer.eval()
+        return self.pretrain
 
     def _finetuner(self) -> nn.Module:
         return self.finetune.train(self.finetune_mode == "train")

@@ -98,6 +98,40 @@ class _Evaluated:
         return recording or nullcontext()
 
 
+class Deferred(_Evaluated):
+    """A route that is taken when a product is first asked for; without one, loss and gradient are a plain evaluation.
+
+    For a problem that supplies its own ``Mᵀu``: what a solver without Hessian-vector products leaves to do is first order.
+    """
+
+    def __init__(
+        self,
+        products: Products,
+        loss: Loss,
+        theta: Mapping[str, Tensor],
+        phi: Mapping[str, Tensor],
+        recording: AbstractContextManager[None] | None = None,
+    ) -> None:
+        super().__init__(loss, theta, phi, recording)
+        self._products = products
+        self._route: Linearization | None = None
+
+    def hvp(self, u: Tree) -> Tree:
+        return self._taken().hvp(u)
+
+    def mixed(self, u: Tree) -> Tree:
+        return self._taken().mixed(u)
+
+    def _point(self) -> tuple[Tensor, Tree]:
+        return super()._point() if self._route is None else (self._route.loss, self._route.gradient)
+
+    def _taken(self) -> Linearization:
+        if self._route is None:
+            recording, self._recording = self._recording, None
+            self._route = self._products(self._function, self._theta, self._phi, recording)
+        return self._route
+
+
 class DoubleBackward(_Evaluated):
     """Reverse over reverse: the gradient is built with its graph once, and each product is one pass back through it.
 

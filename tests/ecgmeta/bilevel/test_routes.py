@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from ecgmeta.bilevel import (
 )
 from ecgmeta.bilevel.implicit_head import leave_one_out
 from ecgmeta.bilevel.probe import route_name
+from ecgmeta.bilevel.products import Deferred
 from ecgmeta.bilevel.storage import CompactGraph
 from ecgmeta.bilevel.trees import Tree, axpy, detach, gradient, leaves, norm
 
@@ -113,7 +115,8 @@ def test_a_route_evaluates_the_recorded_loss_once() -> None:
     from contextlib import contextmanager
 
     loss, theta, phi, u = setting("layernorm")
-    for route in (DoubleBackward, ForwardOverReverse, CentralDifference()):
+    deferred = partial(Deferred, DoubleBackward)
+    for route in (DoubleBackward, ForwardOverReverse, CentralDifference(), deferred):
         entered: list[int] = []
 
         @contextmanager
@@ -126,6 +129,27 @@ def test_a_route_evaluates_the_recorded_loss_once() -> None:
         point.mixed(u)
         assert apart(point.gradient, DoubleBackward(loss, theta, phi).gradient) < 1e-12
         assert len(entered) == 1
+
+
+@pytest.mark.parametrize("first", ["gradient", "hvp"])
+def test_a_deferred_route_waits_for_its_first_product(first: str) -> None:
+    loss, theta, phi, u = setting("batchnorm")
+    taken: list[int] = []
+
+    def route(*arguments: Any) -> DoubleBackward:
+        taken.append(1)
+        return DoubleBackward(*arguments)
+
+    exact, point = DoubleBackward(loss, theta, phi), Deferred(route, loss, theta, phi)
+    if first == "gradient":
+        assert torch.equal(point.loss, exact.loss)
+        assert apart(point.gradient, exact.gradient) < 1e-14
+        assert not taken
+    assert apart(point.hvp(u), exact.hvp(u)) < 1e-14
+    assert apart(point.mixed(u), exact.mixed(u)) < 1e-14
+    assert apart(point.gradient, exact.gradient) < 1e-14
+    assert torch.equal(point.loss, exact.loss)
+    assert len(taken) == 1
 
 
 class Regression:
