@@ -85,6 +85,7 @@ def check_values(
     choices: Mapping[str, Sequence[str]],
     positive: Sequence[str] = (),
     not_negative: Sequence[str] = (),
+    below_one: Sequence[str] = (),
 ) -> None:
     """Check keys against what they may hold.
 
@@ -92,6 +93,7 @@ def check_values(
         choices: key -> the texts that it, or every item of its list, may be.
         positive: keys of finite numbers above 0.
         not_negative: keys of finite numbers that are at least 0.
+        below_one: keys of numbers below 1.
 
     Raises:
         InputError: naming the first key that is wrong.
@@ -104,6 +106,8 @@ def check_values(
         need(0 < at(config, key) < math.inf, key, at(config, key), "a number above 0")
     for key in not_negative:
         need(0 <= at(config, key) < math.inf, key, at(config, key), "0 or more")
+    for key in below_one:
+        need(at(config, key) < 1, key, at(config, key), "below 1")
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
