@@ -68,7 +68,8 @@ def _rows(
     found: Sequence[dict[str, Any]], protocol: str, scored: Mapping[int, Sequence[int]], study: Study
 ) -> list[dict[str, Any]]:
     tests: dict[str, BySeed] = {}
-    rows = []
+    rows: list[dict[str, Any]] = []
+    terms = found[0]["settings"]["terms"]
     for arm in study.later.arms:
         own = [score for score in found if score["protocol"] == protocol and score["arm"] == arm]
         if not own:
@@ -78,19 +79,14 @@ def _rows(
         tests[arm] = _by_seed([score for score in own if score["steps"] == best], "test", scored)
         rows.append({"arm": arm, "protocol": protocol, "steps": best, "lengths": lengths})
     for row in rows:
-        row |= _scores(tests[row["arm"]], settings_terms(found))
+        row |= _scores(tests[row["arm"]], terms)
         reference = tests.get(study.later.evaluate.reference)
         if reference is not None and row["arm"] != study.later.evaluate.reference:
             row["difference"] = _difference(tests[row["arm"]], reference)
-            row["task_differences"] = _task_differences(tests[row["arm"]], reference, settings_terms(found))
+            row["task_differences"] = _task_differences(tests[row["arm"]], reference, terms)
         if "meta" in tests and row["arm"] != "meta":
             row["meta_minus"] = _difference(tests["meta"], tests[row["arm"]])
     return rows
-
-
-def settings_terms(found: Sequence[dict[str, Any]]) -> list[str]:
-    terms: list[str] = found[0]["settings"]["terms"]
-    return terms
 
 
 def _lengths(own: Sequence[dict[str, Any]], scored: Mapping[int, Sequence[int]]) -> dict[int, float]:

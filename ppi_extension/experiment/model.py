@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ecgmeta.runtime.seeds import seeded, torch_generator
-from ppi_extension.data.store import HU_CHANNELS, HU_WIDTH, EgoStore
+from ppi_extension.data.store import EgoStore
 from ppi_extension.experiment.cohort import Cohort
 from ppi_extension.experiment.config import FROM_META, Experiment
 from ppi_extension.gnn import EgoGNN, TaskHead
@@ -47,7 +47,7 @@ def build(config: Experiment, cohort: Cohort, arm: str, seed: int, learned: Task
 
 def build_encoder(config: Experiment, store: EgoStore, seed: int, name: str = "first") -> EgoGNN:
     """A fresh encoder for the graphs of a store."""
-    channels = HU_WIDTH + max(0, len(store.channel_names) - HU_CHANNELS)
+    channels = store[0].edge_attr.shape[1]
     how = config.encoder
     with seeded(seed, "encoder", name):
         return EgoGNN(channels, how.width, how.layers, how.dropout, norm=cast(Any, how.norm))

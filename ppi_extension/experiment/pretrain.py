@@ -36,6 +36,7 @@ from ecgmeta.runtime.pretrained import check_weights
 from ecgmeta.runtime.progress import Report as Progress
 from ecgmeta.runtime.signals import StopRequest
 from ecgmeta.runtime.training import Trainer
+from ppi_extension.data.store import Which
 from ppi_extension.experiment.batches import EgoBatches
 from ppi_extension.experiment.cohort import Cohort
 from ppi_extension.experiment.config import VARIANTS, Experiment, Meta, of_arm
@@ -228,7 +229,7 @@ def prepare(run: Run, cohort: Cohort, learned: TaskWeights | None) -> Training:
     model = build(config, cohort, arm, seed, learned)
     model.problem.pretrain.to(device)
     model.problem.finetune.to(device)
-    tasks = "finetune" if arm == "ceiling" else "pretrain"
+    tasks: Which = "finetune" if arm == "ceiling" else "pretrain"
     batches = EgoBatches(cohort, config, meta, seed, tasks=tasks, device=device)
     schedule = Schedule(
         steps=total_steps(config, batches),
@@ -261,7 +262,7 @@ def _phi_optimizer(meta: Meta, phi: Tree) -> torch.optim.Optimizer:
 
 
 def _save_trajectory(path: Path, points: list[tuple[int, Tensor]]) -> None:
-    arrays = {
+    arrays: dict[str, Any] = {
         "steps": np.array([step for step, _ in points]),
         "weights": torch.stack([weights for _, weights in points]).cpu().numpy(),
     }

@@ -23,8 +23,8 @@ class Run(RunFolder[Experiment]):
     """The pre-training of one arm from one seed, and what was done with its encoders.
 
     Beside what every run has: ``metrics.jsonl`` · ``last.ckpt``, and until pre-training ends ``previous.ckpt`` ·
-    ``encoders/STEPS/`` (one a length) · ``weights/`` and ``trajectory.npz`` (arms with task weights) · ``tensorboard/``, ``wandb/``
-    (as ``log`` asks for) · ``finetune/PROTOCOL-STEPS.json``.
+    ``encoders/STEPS/`` (one a length) · ``weights/`` and ``trajectory.npz`` (of the tasks) · ``tensorboard/`` and
+    ``wandb/`` (as ``log`` asks for) · ``finetune/PROTOCOL-STEPS.json``.
     """
 
     program, free, later_keys = "ppi-extension", _FREE, _FREE

@@ -149,7 +149,7 @@ class _StopWith(StopRequest):
         super().__init__()
 
     @property
-    def number(self) -> int | None:  # type: ignore[override]
+    def number(self) -> int | None:
         return self._number if self._stop.is_set() else None
 
     @number.setter
