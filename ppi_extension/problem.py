@@ -127,6 +127,11 @@ class TaskProblem(FeatureModuleProblem):
             seed=seed,
         )
 
+    @property
+    def shared(self) -> list[str]:
+        """The names in θ of what fine-tuning reads as well: the encoder's parameters."""
+        return list(self._shared.values())
+
     def task_losses(self, theta: Tree, batch: Any) -> Tensor:
         """(T,): the unweighted pre-training losses, on the same noise as :meth:`pretrain_loss`."""
         return self._call(self._pretrainer(), theta, "task_losses", batch)

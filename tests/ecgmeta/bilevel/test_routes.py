@@ -136,9 +136,9 @@ def test_a_deferred_route_waits_for_its_first_product(first: str) -> None:
     loss, theta, phi, u = setting("batchnorm")
     taken: list[int] = []
 
-    def route(*arguments: Any) -> DoubleBackward:
+    def route(*arguments: Any, **named: Any) -> DoubleBackward:
         taken.append(1)
-        return DoubleBackward(*arguments)
+        return DoubleBackward(*arguments, **named)
 
     exact, point = DoubleBackward(loss, theta, phi), Deferred(route, loss, theta, phi)
     if first == "gradient":
