@@ -98,7 +98,9 @@ def build(
         pretrain_terms=tasks.pretrain,
         finetune_terms=tasks.finetune,
         term_names={term: name for labels in data.labels for term, name in labels.names.items()},
-        most_nodes=largest(settings.depth, settings.fanout),
+        most_nodes=min(
+            largest(settings.depth, settings.fanout), max(graph.num_nodes for graph in data.graphs)
+        ),
     ) as writer:
         cut = len(tasks.pretrain)
         for (graph, centers), egos in _sampled(blocks, settings, processes or processors(), report):

@@ -101,7 +101,7 @@ class EgoSampler:
     def __init__(self, graph: SpeciesGraph, *, depth: int = 2, fanout: int = 10, seed: int = 0) -> None:
         if depth < 1 or fanout < 1:
             raise InputError("ego graphs", "depth, fanout", f"{depth}, {fanout}", "at least 1 each")
-        if largest(depth, fanout) > MOST_NODES:
+        if min(largest(depth, fanout), graph.num_nodes) > MOST_NODES:
             raise InputError(
                 "ego graphs", "depth, fanout", f"{depth}, {fanout}", f"at most {MOST_NODES} nodes a graph"
             )

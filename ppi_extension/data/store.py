@@ -13,7 +13,7 @@ A store is a folder. `info.json` says what it holds and how it was built, with s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,7 +34,7 @@ FORMAT = 1
 Rows = NDArray[np.int64]
 Which = Literal["pretrain", "finetune"]
 WHICH: tuple[Which, Which] = ("pretrain", "finetune")
-HU_CHANNELS = 7  # evidence channels of Hu et al.; self-loop and mask follow them
+HU_CHANNELS, HU_WIDTH = 7, 9  # columns of Hu et al.'s edge_attr: evidence, and with self-loop and mask
 _BLOCK = 4096  # rows whose labels are unpacked at a time
 
 
@@ -42,8 +42,9 @@ class EgoData(Data):
     """A graph, or several end to end, in Hu et al.'s schema.
 
     One graph, ``store[i]``: x float [n, 1] of ones; edge_index long [2, E], both directions as adjacent pairs; edge_attr float
-    [E, 9], 7 evidence channels, self-loop (set in the convolution), mask; center_node_idx and species_id long [1];
-    go_target_pretrain and go_target_downstream long [T], 1 positive, 0 negative, -1 unlabelled.
+    [E, 9], 7 evidence channels, self-loop (set in the convolution), mask, and in a store with 8 channels the eighth;
+    center_node_idx and species_id long [1]; go_target_pretrain and go_target_downstream long [T], 1 positive, 0 negative, -1
+    unlabelled.
 
     A batch, ``store.collate(rows)``: the same without the targets, and batch long [nodes], ptr long [B + 1],
     pretrain_labels and finetune_labels int8 [B, T].
@@ -153,13 +154,16 @@ class EgoStore:
 
     def __getitem__(self, row: int) -> EgoData:
         if not -len(self) <= row < len(self):
-            raise IndexError(f"graph {row} of {len(self)}")  # ends iteration; PyG's loaders expect it, too
+            raise IndexError(f"graph {row} of {len(self)}")
         rows = np.array([row % len(self)])
         data = self.collate(rows, labels=())
         del data.batch, data.ptr
         data.go_target_pretrain = torch.from_numpy(self.labels("pretrain", rows)[0].astype(np.int64))
         data.go_target_downstream = torch.from_numpy(self.labels("finetune", rows)[0].astype(np.int64))
         return data
+
+    def __iter__(self) -> Iterator[EgoData]:
+        return (self[row] for row in range(len(self)))
 
     def collate(
         self, rows: Rows, *, labels: Sequence[Which] = WHICH, legacy_center_index: bool = False
@@ -214,11 +218,12 @@ def _both_directions(ends: Tensor) -> Tensor:
 
 
 def _edge_attributes(channels: int) -> Tensor:
-    """(256, max(7, C) + 2) edge_attr of every byte of evidence: channels, then self-loop and mask, which are 0."""
-    width = max(HU_CHANNELS, channels)
-    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-    table = torch.zeros(256, width + 2)
-    table[:, :channels] = torch.from_numpy(bits[:, :channels]).float()
+    """(256, 9 or 10) edge_attr of every byte of evidence; self-loop and mask are 0. An eighth channel follows the mask, so that
+    the columns mean the same in every store."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")[:, :channels]
+    table = torch.zeros(256, HU_WIDTH + max(0, channels - HU_CHANNELS))
+    table[:, : min(channels, HU_CHANNELS)] = torch.from_numpy(bits[:, :HU_CHANNELS]).float()
+    table[:, HU_WIDTH:] = torch.from_numpy(bits[:, HU_CHANNELS:]).float()
     if not channels:
         table[:, 0] = 1
     return table

@@ -2,6 +2,7 @@
 
 `python -m tests.bench augment`: what augmentation costs beside the constructions in use; the second part of `make bench`.
 `python -m tests.bench data`: what reading records costs; it is the first part of `make bench`.
+`python -m tests.bench graphs`: what protein graphs cost, beside PyG's in-memory data set.
 `python -m tests.bench quality`: how noisy v is from few labels, at equal time, for each fine-tuning head.
 """
 
@@ -9,14 +10,16 @@ from __future__ import annotations
 
 import argparse
 
-from tests.bench import augmentation, data, pretraining, quality
+from tests.bench import augmentation, data, graphs, pretraining, quality
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", choices=("augment", "cost", "data", "quality"), default="cost")
+    parser.add_argument(
+        "what", nargs="?", choices=("augment", "cost", "data", "graphs", "quality"), default="cost"
+    )
     parser.add_argument("--width", type=int, help="encoder width; 32 (the paper's) for cost, 8 for quality")
     cost = parser.add_argument_group("cost")
     cost.add_argument(
@@ -36,6 +39,9 @@ def main() -> None:
         return
     if arguments.what == "augment":
         augmentation.run()
+        return
+    if arguments.what == "graphs":
+        graphs.run()
         return
     if arguments.what == "data":
         data.run(arguments.records)
