@@ -176,11 +176,13 @@ class SourceData:
         graphs: one a species or tissue.
         labels: later ones add genes and terms; where two speak of the same gene, term and graph the later one holds.
         hierarchy: term -> the terms directly above it (is_a, part_of); None where the source knows none.
+        notes: what a user should know of how they were read, one sentence each.
     """
 
     graphs: list[SpeciesGraph]
     labels: list[Labels]
     hierarchy: Mapping[str, tuple[str, ...]] | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [graph.name for graph in self.graphs]

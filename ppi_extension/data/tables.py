@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -76,8 +77,9 @@ class Chunk:
         """Raise InputError for the first row that is ``wrong`` (rows,), if there is one."""
         if wrong.any():
             row = int(wrong.argmax())
-            found = repr(self.rows[column].iloc[row])
-            raise InputError(f"{self.path}, line {self.first + row}", column, found, expected)
+            found = self.rows[column].iloc[row]
+            shown = repr(str(found)) if isinstance(found, np.generic) else repr(found)
+            raise InputError(f"{self.path}, line {self.first + row}", column, shown, expected)
 
 
 @contextmanager
@@ -146,11 +148,11 @@ def read_table(
     """
     import pandas as pd
 
-    if header:
-        _check_header(path, columns, separator, skip)
+    _check_start(path, columns, separator, skip, header)
     first = skip + int(header) + 1
+    # int32 would wrap a number that is too large, and it might land in the allowed range
     dtypes: dict[str, Any] = {
-        column.name: {str: "category", int: "int32", float: "float32"}[column.kind] for column in columns
+        column.name: {str: "category", int: "int64", float: "float32"}[column.kind] for column in columns
     }
     options: dict[str, Any] = {
         "names": list(dtypes), "dtype": dtypes, "sep": separator, "header": None, "index_col": False,
@@ -165,8 +167,6 @@ def read_table(
                 yield part
                 if progress is not None:
                     _show(progress, raw.tell(), size, path)
-        except pd.errors.EmptyDataError:
-            raise InputError(path, "rows", "none", "at least one") from None
         except (*_BROKEN, OSError, OverflowError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
@@ -178,18 +178,28 @@ def _show(progress: Report, done: int, size: int, path: Path) -> None:
     progress(-(-done // megabyte), -(-size // megabyte), f"reading {path.name}: MB")
 
 
-def _check_header(path: Path, columns: Sequence[Column], separator: str, skip: int) -> None:
-    for number, text in read_lines(path):
-        if number <= skip:
+def _check_start(path: Path, columns: Sequence[Column], separator: str, skip: int, header: bool) -> None:
+    """The header, and that the first row has no cell too many: then pandas minds the others, else it would drop them all."""
+    wanted = [column.name for column in columns]
+    for number, text in islice(read_lines(path), skip, None):
+        found = text.split(separator)
+        if header and number == skip + 1:
+            found[0] = found[0].removeprefix("#")
+            if found != wanted:
+                missing = [name for name in wanted if name not in found]
+                expected = f"the columns {' '.join(wanted)}" + (
+                    f"; {missing[0]} is missing" if missing else ""
+                )
+                raise InputError(f"{path}, line {number}", "header", repr(text[:200]), expected)
             continue
-        found = text.lstrip("#").split(separator)
-        wanted = [column.name for column in columns]
-        if found != wanted:
-            missing = [name for name in wanted if name not in found]
-            expected = f"the columns {' '.join(wanted)}" + (f"; {missing[0]} is missing" if missing else "")
-            raise InputError(f"{path}, line {number}", "header", repr(text[:200]), expected)
+        if len(found) > len(wanted):
+            raise _cells(path, number, text, found, columns)
         return
-    raise InputError(path, "header", "an empty file", "a line that names the columns")
+    raise InputError(path, "rows", "none", "at least one")
+
+
+def _cells(path: Path, line: int, text: str, found: Sequence[str], columns: Sequence[Column]) -> InputError:
+    return InputError(f"{path}, line {line}", "row", f"{len(found)} cells in {text[:80]!r}", len(columns))
 
 
 def _check_cells(part: Chunk, columns: Sequence[Column]) -> None:
@@ -213,8 +223,7 @@ def _first_wrong(
                 continue
             cells = text.split(separator)
             if len(cells) != len(columns):
-                found = f"{len(cells)} cells in {text[:80]!r}"
-                return InputError(f"{path}, line {number}", "row", found, f"{len(columns)}")
+                return _cells(path, number, text, cells, columns)
             for column, cell in zip(columns, cells, strict=True):
                 if not column.accepts(cell):
                     return InputError(
