@@ -35,6 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "random_walk": {},
 }
 """Arms that take φ steps, and in what they differ from `meta`."""
+RULES = ("cotrain", "cotrain_pcgrad", "uncertainty", "famo", "cosine")  # arms that another rule weighs
 FROM_META = ("permuted", "retrained")  # arms that need what the arm meta of the same seed has learned
 PROTOCOLS = ("linear", "full")
 STAGES = ("pretrain", "finetune", "evaluate", "report")

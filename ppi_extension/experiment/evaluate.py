@@ -15,6 +15,7 @@ from ecgmeta.runtime.files import write_json, write_text
 from ecgmeta.runtime.progress import say
 from ppi_extension.data.store import EgoStore
 from ppi_extension.experiment.cohort import divide
+from ppi_extension.experiment.config import RULES, VARIANTS
 from ppi_extension.experiment.finetune import score_settings
 from ppi_extension.experiment.run import Run, Study
 from ppi_extension.experiment.scores import mean_of_tasks, over_seeds, task_auroc
@@ -54,7 +55,7 @@ def evaluate(study: Study, store: EgoStore) -> dict[str, Any]:
         "partial_access": config.meta.folds,
         "rows": rows,
         "signals": {run.name: run.info["signal"] for run in runs if run.info["signal"]},
-        "separation": _separation(study, runs),
+        "separation": _separation(study, runs, store.pretrain_terms),
         "one_class": one_class,
     }
     write_text(study.results.with_suffix(".csv"), to_csv(results))
@@ -152,25 +153,24 @@ def _task_differences(one: BySeed, other: BySeed, terms: Sequence[str]) -> dict[
     }
 
 
-def _separation(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
+def _separation(study: Study, runs: Sequence[Run], terms: Sequence[str]) -> dict[str, Any]:
     """Of a planted problem: AUROC with which the learned weights tell useful tasks from the others, by arm."""
     kinds: dict[str, str] = study.info.get("kinds", {})
     found: dict[str, list[float]] = {}
     for run in runs:
-        if run.arm in ("meta", "random_walk") or run.arm.startswith("meta_"):
-            found.setdefault(run.arm, []).append(separation(run, kinds)) if kinds else None
+        if kinds and run.arm in (*VARIANTS, *RULES) and not run.arm.startswith("cotrain"):
+            useful = [kinds[term] == "useful" for term in terms]
+            found.setdefault(run.arm, []).append(separation(run, useful))
     return {arm: asdict(over_seeds(values)) for arm, values in found.items()}
 
 
-def separation(run: Run, kinds: Mapping[str, str]) -> float:
+def separation(run: Run, useful: Sequence[bool]) -> float:
     """AUROC of the final weights as a score for usefulness."""
     import torch
 
-    from ppi_extension.task_weights import TaskWeights
-
-    weights = TaskWeights.from_pretrained(run.weights)
-    useful = torch.tensor([int(kinds[name] == "useful") for name in weights.names])
-    return float(task_auroc(weights.z.detach()[:, None], useful[:, None])[0])
+    with np.load(run.trajectory, allow_pickle=False) as kept:
+        weights = torch.from_numpy(kept["weights"][-1])
+    return float(task_auroc(weights[:, None], torch.tensor(useful)[:, None])[0])
 
 
 def table(results: dict[str, Any]) -> list[list[str]]:

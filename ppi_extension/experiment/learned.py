@@ -122,7 +122,7 @@ def _text(final: Floats) -> str:
     for a in range(len(final)):
         for b in range(a):
             ranks = np.argsort(np.argsort(final[[a, b]], axis=1), axis=1)
-            found.append(np.corrcoef(ranks)[0, 1])
+            found.append(float(np.corrcoef(ranks).min()))
     return (
         f"Rank correlation of the weights between two seeds: {np.mean(found):.2f} on average "
         "(1 is full agreement, 0 is what chance gives)."

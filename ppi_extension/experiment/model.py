@@ -11,19 +11,29 @@ from torch import Tensor
 from ecgmeta.runtime.seeds import seeded, torch_generator
 from ppi_extension.data.store import EgoStore
 from ppi_extension.experiment.cohort import Cohort
-from ppi_extension.experiment.config import FROM_META, Experiment
+from ppi_extension.experiment.config import FROM_META, RULES, Experiment, Meta
 from ppi_extension.gnn import EgoGNN, TaskHead
 from ppi_extension.problem import TaskProblem
 from ppi_extension.task_weights import TaskWeights
+from ppi_extension.weighting import Weighting, create
 
 
 @dataclass(frozen=True)
 class Model:
-    """The networks of one arm and its problem; all live, so that training the problem trains them."""
+    """The networks of one arm and its problem; all live, so that training the problem trains them.
+
+    Attributes:
+        rule: what weighs the tasks where it is not ``task_weights``.
+    """
 
     encoder: EgoGNN
-    weights: TaskWeights
+    task_weights: TaskWeights
     problem: TaskProblem
+    rule: Weighting | None
+
+    def weights(self) -> Tensor:
+        """(T,) the weights in use, detached."""
+        return (self.task_weights() if self.rule is None else self.rule.weights()).detach()
 
 
 def build(config: Experiment, cohort: Cohort, arm: str, seed: int, learned: TaskWeights | None) -> Model:
@@ -42,7 +52,20 @@ def build(config: Experiment, cohort: Cohort, arm: str, seed: int, learned: Task
     if (start := _start(arm, len(terms), seed, learned)) is not None:
         with torch.no_grad():
             weights.z.copy_(start)
-    return Model(encoder, weights, TaskProblem(encoder, head, finetune_head, weights, seed=seed))
+    rule = _rule(arm, len(terms), seed, config.meta) if arm in RULES else None
+    mode = "eval" if rule is None else rule.finetune_mode
+    problem = TaskProblem(encoder, head, finetune_head, weights, finetune_mode=mode, seed=seed)
+    return Model(encoder, weights, problem, rule)
+
+
+def _rule(arm: str, tasks: int, seed: int, meta: Meta) -> Weighting:
+    """Another rule, with the settings of the φ step where it has the like."""
+    settings: dict[str, Any] = {}
+    if arm in ("cosine", "cotrain", "cotrain_pcgrad"):
+        settings["head_lr"] = meta.head_lr
+    if arm == "cosine":
+        settings |= {"period": meta.period, "lr": meta.lr}
+    return create(arm, tasks, seed=seed, **settings)
 
 
 def build_encoder(config: Experiment, store: EgoStore, seed: int, name: str = "first") -> EgoGNN:

@@ -43,6 +43,7 @@ from ppi_extension.experiment.config import VARIANTS, Experiment, Meta, of_arm
 from ppi_extension.experiment.model import Model, build
 from ppi_extension.experiment.run import Run
 from ppi_extension.task_weights import TaskWeights
+from ppi_extension.weighting import Weighting, train
 
 KEYS = {
     "series": "meta.step_size, meta.damping",
@@ -101,7 +102,7 @@ class Training:
         every = max(1, self.schedule.steps // POINTS)
         if not self.trajectory:
             self._note_weights()
-        for report in self._engine():
+        for report in self._engine() if self.model.rule is None else self._ruled(self.model.rule):
             if report.hyper is not None:
                 self._bound()
             if self.state.step % every == 0 or self.state.step == self.schedule.steps:
@@ -129,6 +130,14 @@ class Training:
             on_failure="skip",  # the engine reports; what is done about it is the guard's
         )
 
+    def _ruled(self, rule: Weighting) -> Iterator[Report]:
+        """The steps of another rule."""
+        start, total = self.state.step, self.schedule.steps
+        optimizer = self.state.theta_optimizer
+        for report in train(rule, self.model.problem, optimizer, self.batches, steps=total, start=start):
+            self.state.step += 1
+            yield Report(self.state.step - 1, report.loss, report.finetune_loss)
+
     def _finetune(self) -> FinetuneFactor:
         meta = self.meta
         if meta.head == "ridge":
@@ -139,19 +148,19 @@ class Training:
     def _bound(self) -> None:
         """Keep |z| within its limit: beyond it a weight's derivative vanishes, and the task would not come back."""
         if limit := self.meta.limit:
-            z = self.model.weights.z
+            z = self.model.task_weights.z
             self.bounded = int((z.abs() >= limit).sum())
             z.clamp_(-limit, limit)
 
     def _note_weights(self) -> None:
-        self.trajectory.append((self.state.step, self.model.weights().detach().clone()))
+        self.trajectory.append((self.state.step, self.model.weights().clone()))
 
     def logged(self, report: Report) -> dict[str, Any]:
-        weights = self.model.weights().detach()
+        weights = self.model.weights()
         values: dict[str, Any] = {"epoch": (report.step + 1) / self.batches.steps_per_epoch}
         if report.head_loss is not None:
             values["head_loss"] = report.head_loss
-        if self.schedule.period:
+        if self.schedule.period or self.model.rule is not None:
             spread = {"mean": weights.mean(), "sd": weights.std(correction=0), "min": weights.min()}
             spread["max"] = weights.max()
             values["weights"] = {name: float(value) for name, value in spread.items()}
@@ -159,13 +168,16 @@ class Training:
         return values
 
     def tensors(self) -> dict[str, Tensor]:
-        return {**self.model.problem.pretrain.state_dict(), **self.state.psi}
+        return {**self.model.problem.pretrain.state_dict(), **self.state.psi, **self.model.problem.psi}
 
     def state_dict(self) -> dict[str, Any]:
         # The module's state has θ and φ too, but only it has the running statistics.
         return {
             "meta": self.state.state_dict(),
             "model": self.model.problem.pretrain.state_dict(),
+            # A rule trains the live head, the engine its own copy.
+            "head": {name: value.detach().clone() for name, value in self.model.problem.psi.items()},
+            "rule": None if self.model.rule is None else self.model.rule.state_dict(),
             "trajectory": list(self.trajectory),
             "bounded": self.bounded,
         }
@@ -175,6 +187,11 @@ class Training:
         check_weights(module, {name: tuple(value.shape) for name, value in saved["model"].items()}, file)
         module.load_state_dict(saved["model"])
         self.state.load_state_dict(saved["meta"])
+        with torch.no_grad():
+            for name, value in self.model.problem.psi.items():
+                value.copy_(saved["head"][name])
+        if self.model.rule is not None:
+            self.model.rule.load_state_dict(saved["rule"])
         self.trajectory = [(step, weights) for step, weights in saved["trajectory"]]
         self.bounded = saved["bounded"]
 
@@ -214,7 +231,8 @@ def pretrain(
         trainer.train(log, progress, stop)
     finally:
         log.close()
-    training.model.weights.save_pretrained(run.weights)
+    if training.model.rule is None:
+        training.model.task_weights.save_pretrained(run.weights)
     _save_trajectory(run.trajectory, training.trajectory)
     trainer.finished()
     learns = training.schedule.period > 0
