@@ -244,8 +244,16 @@ class EgoGNN(nn.Module, Pretrained):
             h = layer(h, edges)
             if n < len(self.layers) - 1:
                 h = F.relu(h)
-            h = F.dropout(h, self.dropout, self.training)
+            if self.training and self.dropout > 0:
+                h = dropout(h, self.dropout)
         return h
+
+
+def dropout(h: Tensor, p: float) -> Tensor:
+    """``h`` with a share p of its entries set to 0 and the others scaled by 1/(1 − p)."""
+    # Not F.dropout: this takes 3/5 of its time, and drops the same entries in float64, so that a check there sees one function.
+    kept = torch.rand(h.shape, device=h.device) >= p
+    return h * (kept.to(h.dtype) / (1 - p))
 
 
 class TaskHead(nn.Linear):

@@ -3,6 +3,7 @@
 `python -m tests.bench augment`: what augmentation costs beside the constructions in use; the second part of `make bench`.
 `python -m tests.bench data`: what reading records costs; it is the first part of `make bench`.
 `python -m tests.bench graphs`: what protein graphs cost, beside PyG's in-memory data set.
+`python -m tests.bench tasks`: what thousands of task weights cost on protein graphs.
 `python -m tests.bench quality`: how noisy v is from few labels, at equal time, for each fine-tuning head.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from tests.bench import augmentation, data, graphs, pretraining, quality
+from tests.bench import augmentation, data, graphs, pretraining, quality, tasks
 
 
 def main() -> None:
@@ -18,9 +19,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "what", nargs="?", choices=("augment", "cost", "data", "graphs", "quality"), default="cost"
+        "what", nargs="?", choices=("augment", "cost", "data", "graphs", "quality", "tasks"), default="cost"
     )
-    parser.add_argument("--width", type=int, help="encoder width; 32 (the paper's) for cost, 8 for quality")
+    parser.add_argument(
+        "--width", type=int, help="encoder width; 32 (the paper's) for cost, 8 for quality, 300 for tasks"
+    )
     cost = parser.add_argument_group("cost")
     cost.add_argument(
         "--batch", type=int, default=64, help="records a step; plain steps at 4 times as many, too"
@@ -33,9 +36,14 @@ def main() -> None:
     cost.add_argument("--full", action="store_true", help="every row at the large batch, too")
     cost.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both sides run")
     parser.add_argument("--records", type=int, default=5000, help="records that data generates")
+    parser.add_argument("--tasks", type=int, default=5000, help="task weights")
+    parser.add_argument("--graphs", type=int, default=32, help="ego graphs a batch, of tasks")
     arguments = parser.parse_args()
     if arguments.what == "quality":
         quality.run(arguments.width or 8)
+        return
+    if arguments.what == "tasks":
+        tasks.run(tasks.Setting(arguments.graphs, arguments.tasks, arguments.width or 300), arguments.rounds)
         return
     if arguments.what == "augment":
         augmentation.run()

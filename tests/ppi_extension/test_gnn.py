@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from graphs import ego_batch
+from ego_batches import ego_batch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch_geometric.data import Data
 
 from ecgmeta.runtime.errors import InputError
-from ppi_extension.gnn import Aggregate, EgoGNN, HuConv, Neighbours, TaskHead
+from ppi_extension.gnn import Aggregate, EgoGNN, HuConv, Neighbours, TaskHead, dropout
 
 
 def twins(dtype: torch.dtype = torch.float64, **settings: Any) -> tuple[EgoGNN, EgoGNN]:
@@ -58,7 +58,6 @@ def test_at_hus_width_float32_loses_no_more_in_the_reduced_form() -> None:
     for dtype in (torch.float32, torch.float64):
         for model in twins(dtype, width=300, layers=5):
             torch.manual_seed(0)
-            model.dropout = 0.0  # which draws other numbers in float64
             features = model(data)
             grads = torch.autograd.grad(features.square().mean(), list(model.parameters()))
             found[model.form, dtype] = (
@@ -148,6 +147,19 @@ def test_second_derivatives_by_two_routes(form: Any) -> None:
         forward = [forward_ad.unpack_dual(g).tangent for g in gradient(duals)]
     for a, b in zip(forward, reverse, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_dropout_drops_its_share_keeps_the_mean_and_is_one_in_every_precision() -> None:
+    torch.manual_seed(0)
+    found = dropout(torch.ones(200, 300), 0.3)
+    assert sorted(set(found.flatten().tolist())) == pytest.approx([0, 1 / 0.7])
+    assert float((found == 0).double().mean()) == pytest.approx(0.3, abs=0.01)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(torch.ones(200, 300).double(), 0.3) == 0, found == 0)
+    model, data = EgoGNN(width=5, layers=2, dropout=0.5), ego_batch(8, dtype=torch.float32)
+    assert not torch.equal(model(data), model(data))
+    model.eval()
+    assert torch.equal(model(data), model(data))
 
 
 def test_it_saves_and_loads(tmp_path: Path) -> None:

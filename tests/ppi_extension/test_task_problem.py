@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from graphs import ego_batch
+from ego_batches import ego_batch
 from torch import Tensor
 
 from ecgmeta.bilevel import (
@@ -32,6 +34,7 @@ from ecgmeta.runtime.errors import InputError
 from ppi_extension.gnn import EgoGNN, TaskHead
 from ppi_extension.problem import TaskProblem, finetune_loss, task_losses
 from ppi_extension.task_weights import TRANSFORMS, TaskWeights
+from tests.ppi_extension.data.ppi_graphs import small_store
 
 TASKS, FINETUNE = 7, 3
 
@@ -247,3 +250,24 @@ def test_the_implicit_head_takes_labelled_batches_only() -> None:
         hypergradient(
             problem, *trees, train_batches=[], val_batch=ego_batch(1, finetune=FINETUNE), **settings
         )
+
+
+def test_batches_of_a_store_are_what_it_reads(tmp_path: Path) -> None:
+    """Eight channels make ten columns; labels of three values."""
+    store, _ = small_store(tmp_path / "store", channels=8, values=(-1, 0, 1))
+    torch.manual_seed(0)
+    encoder = EgoGNN(channels=10, width=5, layers=2)
+    problem = TaskProblem(
+        encoder, TaskHead(10, 21), TaskHead(10, 3), TaskWeights(21, names=store.pretrain_terms)
+    )
+    trees = problem.theta, problem.phi, problem.psi
+    a, b, c = (store.collate(np.arange(8 * k, 8 * k + 8)) for k in range(3))
+    found = hypergradient(
+        problem, *trees, pretrain_batch=a, train_batches=[b], val_batch=c, finetune=Unroll(1, SGD(0.1)),
+        inverse=Identity(), products=never,
+    )  # fmt: skip
+    assert found.ok
+    assert float(found.phi["task_weights.z"].abs().min()) > 0
+    alone = encoder.eval()(store.collate(np.array([3])))
+    torch.testing.assert_close(alone, encoder(store.collate(np.array([5, 3, 9])))[1:2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone, encoder(store[3]), rtol=1e-4, atol=1e-5)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import ego_batch
+from ego_batches import ego_batch
 from test_task_problem import FINETUNE, TASKS, Fixed, direction, make
 from torch import Tensor
 
