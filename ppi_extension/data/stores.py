@@ -1,0 +1,175 @@
+"""What the commands ``ppi-extension data`` do: build a store from a source, describe it, write the planted problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import asdict, field, fields, make_dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgmeta.runtime.config import load_config
+from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.files import write_json
+from ecgmeta.runtime.progress import progress_bar, say
+from ppi_extension.data.builder import BuildSettings, build
+from ppi_extension.data.sources import SOURCES, Source, find_source, store_of
+from ppi_extension.data.tables import read_lines
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ppi_extension.data.store import EgoStore
+
+READY = "hu"  # its ego graphs are not cut here, so nothing about them is to be set
+_LISTS = ("pretrain_terms", "finetune_terms")  # files, given by options of their own
+
+
+def build_store(
+    name: str,
+    path: Path,
+    out: Path,
+    overrides: Sequence[str] = (),
+    pretrain_terms: Path | None = None,
+    finetune_terms: Path | None = None,
+) -> EgoStore:
+    """The store of a source, at ``out``.
+
+    Args:
+        name: of the source.
+        path: what it reads.
+        overrides: key=value of its options and of `BuildSettings`.
+        pretrain_terms, finetune_terms: files with a term a line: the tasks; for ready-made ego graphs, their names.
+
+    Raises:
+        InputError: an unknown source or key, a value of another type, anything wrong in the files, something at ``out``.
+    """
+    if out.exists():  # said now, not after reading for minutes
+        raise InputError(out, "output folder", "something stands there", "a new folder")
+    source = find_source(name)
+    if name == READY and overrides:
+        expected = f"no keys: the ego graphs of {READY} are taken as they are"
+        raise InputError("command line", overrides[0].partition("=")[0], "an unknown key", expected)
+    values = asdict(load_config(_schema(source), overrides=overrides))
+    lists = {"pretrain_terms": pretrain_terms, "finetune_terms": finetune_terms}
+    if name == READY:
+        settings = None
+        values |= {key: None if file is None else str(file) for key, file in lists.items()}
+    else:
+        chosen: dict[str, Any] = {key: _terms(file) for key, file in lists.items()}
+        chosen |= {item.name: values.pop(item.name) for item in fields(BuildSettings) if item.name in values}
+        settings = BuildSettings(**chosen)
+    with progress_bar() as report:
+        data = source.read(path, source.options(**values), report)
+        for note in data.notes:
+            say(note)
+        return store_of(data, out, settings, report=report)
+
+
+def _groups(source: Source) -> list[Any]:
+    """Instances of the dataclasses whose fields are keys of a source: its options, then `BuildSettings`."""
+    return [source.options(), *([] if source.name == READY else [BuildSettings()])]
+
+
+def _schema(source: Source) -> type[Any]:
+    """A dataclass of all keys, for `load_config`."""
+    keys = []
+    for group in _groups(source):
+        kinds = get_type_hints(type(group))
+        for item in fields(group):
+            if item.name not in _LISTS:
+                default = partial(copy, getattr(group, item.name))
+                keys.append((item.name, kinds[item.name], field(default_factory=default)))
+    return make_dataclass("Build", keys)
+
+
+def _terms(file: Path | None) -> tuple[str, ...] | None:
+    if file is None:
+        return None
+    terms = tuple(text.strip() for _, text in read_lines(file) if text.strip())
+    if not terms:
+        raise InputError(file, "terms", "none", "one a line")
+    return terms
+
+
+def source_table() -> Table:
+    """Sources with their keys and defaults."""
+    from rich.table import Table
+
+    table = Table(
+        "source", "PATH is", "key", "default", title="ppi-extension data build SOURCE PATH OUT key=value"
+    )
+    for source in SOURCES.values():
+        _add_keys(table, source.name, source.reads, source.options())
+    _add_keys(table, f"all but {READY}", "how ego graphs are cut and tasks chosen", BuildSettings())
+    return table
+
+
+def _add_keys(table: Table, name: str, reads: str, defaults: Any) -> None:
+    """A section of a table: the keys of one dataclass."""
+    keys = [item.name for item in fields(defaults) if item.name not in _LISTS]
+    rows = [(key, str(getattr(defaults, key))) for key in keys] or [("", "")]
+    for head, row in zip([(name, reads), *[("", "")] * len(rows)], rows, strict=False):
+        table.add_row(*head, *row)
+    table.add_section()
+
+
+def store_tables(store: EgoStore) -> Iterator[Table]:
+    """What a store holds: a table of graphs, one of tasks."""
+    from rich.table import Table
+
+    size = sum(part["bytes"] for part in store.info["arrays"].values())
+    title = f"{store.folder}: {len(store):,} ego graphs, {size / 1e6:,.1f} MB, {size / len(store):,.0f} bytes each"
+    channels = f"evidence: {', '.join(store.channel_names) or 'none'}"
+    table = Table("graph", "taxon", "ego graphs", "genes", "nodes", "edges", title=title, caption=channels)
+    genes, graph, taxa = store.genes, store.graph, store.info["graphs"]
+    for name in store.graph_names:
+        here = graph == name
+        if here.any():
+            counts = (int(here.sum()), len(np.unique(genes[here])))
+            means = (store.nodes[here].mean(), store.edges[here].mean())
+            shown = [f"{count:,}" for count in counts] + [f"{mean:.1f}" for mean in means]
+            table.add_row(name, str(taxa[name]), *shown)
+    yield table
+    dropped = len(store.info["settings"].get("dropped_terms", ()))
+    caption = f"left out, as they would give a fine-tuning task away: {dropped}"
+    table = Table("tasks", "number", "positive", "negative", "unlabelled", "for example", caption=caption)
+    for which in ("pretrain", "finetune"):
+        terms = store.terms(which)
+        positive, negative = store.counts(which)
+        unknown = 1 - (positive + negative).sum() / max(1, len(terms) * len(store))
+        cells = (_spread(positive), _spread(negative), f"{unknown:.0%}")
+        named = ", ".join(store.term_names.get(term, term) for term in terms[:2])
+        table.add_row(which, f"{len(terms):,}", *cells, named)
+    yield table
+
+
+def _spread(counts: NDArray[np.int64]) -> str:
+    """Median and range over tasks."""
+    if not len(counts):
+        return ""
+    return f"{np.median(counts):,.0f} ({counts.min():,}-{counts.max():,})"
+
+
+def synthesise(out: Path, species: int, genes: int, seed: int) -> EgoStore:
+    """The store of the planted problem; ``planted.json`` in it says of what kind each pre-training task is.
+
+    Raises:
+        InputError: something stands there, sizes that the problem cannot have.
+    """
+    if out.exists():
+        raise InputError(out, "output folder", "something stands there", "a new folder")
+    from ppi_extension.data.synthetic import PlantedSettings, planted
+
+    problem = planted(PlantedSettings(species=species, genes=genes), seed)
+    settings = BuildSettings(pretrain_terms=problem.pretrain_terms, finetune_terms=problem.finetune_terms)
+    with progress_bar() as report:
+        store = build(problem.data, out, settings, report=report)
+    write_json(
+        out / "planted.json", {"species": species, "genes": genes, "seed": seed, "kinds": problem.kinds}
+    )
+    return store
