@@ -183,8 +183,8 @@ def table(results: dict[str, Any]) -> list[list[str]]:
             row["protocol"],
             f"{row['steps']:,}",
             str(row["auroc"]["n"]),
-            interval(row["auroc"]),
-            interval(row.get("difference"), "+"),
+            interval(row["auroc"], digits=3),
+            interval(row.get("difference"), "+", 3),
         ]
         for row in ordered(results)
     ]

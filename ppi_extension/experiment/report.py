@@ -197,7 +197,6 @@ def _learned(one: Learned) -> dict[str, Any]:
         "text": one.text,
         "raised": [_task(task) for task in tasks[::-1][:n]],
         "lowered": [_task(task) for task in tasks[:n]],
-        "has_kinds": bool(one.kinds),
         "pictures": pictures,
         "verdicts": one.verdicts,
     }

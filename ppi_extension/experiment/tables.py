@@ -92,11 +92,12 @@ def _line(cells: Sequence[Any]) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
-def interval(found: Mapping[str, Any] | None, sign: str = "") -> str:
-    """``0.842 (0.801 to 0.879)``."""
+def interval(found: Mapping[str, Any] | None, sign: str = "", digits: int = 4) -> str:
+    """``0.8423 (0.8012 to 0.8794)``."""
     if found is None:
         return ""
     ends = [found["low"], found["high"]]
     if any(end is None or math.isnan(end) for end in ends):
-        return f"{found['value']:{sign}.4f}"
-    return f"{found['value']:{sign}.4f} ({ends[0]:{sign}.4f} to {ends[1]:{sign}.4f})"
+        return f"{found['value']:{sign}.{digits}f}"
+    value, low, high = (f"{number:{sign}.{digits}f}" for number in (found["value"], *ends))
+    return f"{value} ({low} to {high})"

@@ -44,8 +44,8 @@ def test_fewer_labelled_genes_are_some_of_the_many(store: EgoStore) -> None:
 
 def test_seeds_have_their_own_test_genes_unless_they_are_not_to(store: EgoStore) -> None:
     assert not np.array_equal(_cohort(store).test, _cohort(store, seed=1).test)
-    fixed = [_cohort(store, "data.resplit=false", seed=seed).test for seed in (0, 1)]
-    assert np.array_equal(*fixed)
+    one, other = (_cohort(store, "data.resplit=false", seed=seed).test for seed in (0, 1))
+    assert np.array_equal(one, other)
 
 
 def test_a_test_species_only_tests(store: EgoStore) -> None:
