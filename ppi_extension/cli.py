@@ -9,6 +9,7 @@ import typer
 
 from ecgmeta.runtime.cli import guarded
 from ppi_extension import __version__
+from ppi_extension.data.cli import app as data_app
 
 app = typer.Typer(
     name="ppi-extension",
@@ -18,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(data_app, name="data")
 
 Folder = Annotated[
     Path, typer.Argument(help="The folder of an experiment, made by `ppi-extension pretrain`.")

@@ -51,6 +51,12 @@ class Cohort:
         return f"{sizes}, {len(self.validation):,} to validate, {len(self.test):,} to test; {tasks}"
 
 
+def kinds_of(store: EgoStore) -> dict[str, str]:
+    """Pre-training term -> its kind, of a planted problem; empty where nobody knows."""
+    kinds: dict[str, str] = store.info.get("notes", {}).get("kinds", {})
+    return kinds
+
+
 def divide(store: EgoStore, config: Experiment, seed: int) -> Cohort:
     """The parts for one seed of an experiment.
 

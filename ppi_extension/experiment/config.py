@@ -46,7 +46,7 @@ class Planted:
     """The synthetic problem, built where `data.store` is empty; see `ppi_extension.data.synthetic`."""
 
     seed: int = 0
-    genes: int = 1000  # a species
+    genes: int = 600  # a species
     species: int = 3
 
 

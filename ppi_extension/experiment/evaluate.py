@@ -14,7 +14,7 @@ from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.files import write_json, write_text
 from ecgmeta.runtime.progress import say
 from ppi_extension.data.store import EgoStore
-from ppi_extension.experiment.cohort import divide
+from ppi_extension.experiment.cohort import divide, kinds_of
 from ppi_extension.experiment.config import RULES, VARIANTS
 from ppi_extension.experiment.finetune import score_settings
 from ppi_extension.experiment.run import Run, Study
@@ -55,7 +55,7 @@ def evaluate(study: Study, store: EgoStore) -> dict[str, Any]:
         "partial_access": config.meta.folds,
         "rows": rows,
         "signals": {run.name: run.info["signal"] for run in runs if run.info["signal"]},
-        "separation": _separation(study, runs, store.pretrain_terms),
+        "separation": _separation(store, runs),
         "one_class": one_class,
     }
     write_text(study.results.with_suffix(".csv"), to_csv(results))
@@ -153,13 +153,13 @@ def _task_differences(one: BySeed, other: BySeed, terms: Sequence[str]) -> dict[
     }
 
 
-def _separation(study: Study, runs: Sequence[Run], terms: Sequence[str]) -> dict[str, Any]:
+def _separation(store: EgoStore, runs: Sequence[Run]) -> dict[str, Any]:
     """Of a planted problem: AUROC with which the learned weights tell useful tasks from the others, by arm."""
-    kinds: dict[str, str] = study.info.get("kinds", {})
+    kinds = kinds_of(store)
     found: dict[str, list[float]] = {}
     for run in runs:
         if kinds and run.arm in (*VARIANTS, *RULES) and not run.arm.startswith("cotrain"):
-            useful = [kinds[term] == "useful" for term in terms]
+            useful = [kinds[term] == "useful" for term in store.pretrain_terms]
             found.setdefault(run.arm, []).append(separation(run, useful))
     return {arm: asdict(over_seeds(values)) for arm, values in found.items()}
 

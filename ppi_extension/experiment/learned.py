@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ecgmeta.runtime.page.charts import Curve
 from ppi_extension.data.store import EgoStore
-from ppi_extension.experiment.run import Run, Study
+from ppi_extension.experiment.cohort import kinds_of
+from ppi_extension.experiment.run import Run
 
 DRAWN = 3  # tasks raised, and lowered, whose weights are drawn along pre-training
 
@@ -53,13 +54,13 @@ class Learned:
     kinds: list[str]
 
 
-def gather(study: Study, runs: Sequence[Run], store: EgoStore) -> list[Learned]:
+def gather(runs: Sequence[Run], store: EgoStore) -> list[Learned]:
     """Every arm that learned weights, as far as its seeds have ended."""
     by_arm: dict[str, list[Run]] = {}
     for run in runs:
         if run.info["signal"]:
             by_arm.setdefault(run.arm, []).append(run)
-    kinds: dict[str, str] = study.info.get("kinds", {})
+    kinds = kinds_of(store)
     return [_arm(arm, own, store, kinds) for arm, own in by_arm.items()]
 
 

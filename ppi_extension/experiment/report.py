@@ -35,7 +35,7 @@ def content(study: Study, store: EgoStore) -> dict[str, Any]:
     """Everything the page shows."""
     results = read_json(study.results) if study.results.is_file() else None
     runs = list(study.runs())
-    learned = gather(study, runs, store)
+    learned = gather(runs, store)
     logs = {run: read_log(run.metrics) for run in runs if run.metrics.is_file()}
     cohort = divide(store, study.later, study.seeds()[0])
     info = study.info

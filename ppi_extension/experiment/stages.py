@@ -85,17 +85,14 @@ def _store(study: Study) -> EgoStore:
 
 
 def _plant(study: Study) -> None:
-    from ppi_extension.data.builder import BuildSettings, build
-    from ppi_extension.data.synthetic import PlantedSettings, planted
+    from ppi_extension.data.synthetic import PlantedSettings, build_planted
 
     if study.store.is_dir():
         return
     how = study.config.data.planted
-    problem = planted(PlantedSettings(species=how.species, genes=how.genes), how.seed)
-    settings = BuildSettings(pretrain_terms=problem.pretrain_terms, finetune_terms=problem.finetune_terms)
+    settings = PlantedSettings(species=how.species, genes=how.genes)
     with progress_bar() as progress:
-        build(problem.data, study.store, settings, report=progress)
-    study.note(kinds=problem.kinds)
+        build_planted(study.store, settings, how.seed, report=progress)
 
 
 def _check_parts(store: EgoStore, config: Experiment) -> None:

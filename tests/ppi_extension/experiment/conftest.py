@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppi_extension.data.builder import BuildSettings, build
 from ppi_extension.data.store import EgoStore
-from ppi_extension.data.synthetic import PlantedSettings, planted
+from ppi_extension.data.synthetic import PlantedSettings, build_planted
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -24,9 +23,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="package")
 def store(tmp_path_factory: pytest.TempPathFactory) -> EgoStore:
     """Two species of 90 genes."""
-    problem = planted(PlantedSettings(species=2, genes=90), 0)
-    settings = BuildSettings(pretrain_terms=problem.pretrain_terms, finetune_terms=problem.finetune_terms)
-    return build(problem.data, tmp_path_factory.mktemp("planted") / "store", settings, processes=1)
+    folder = tmp_path_factory.mktemp("planted") / "store"
+    return build_planted(folder, PlantedSettings(species=2, genes=90), processes=1)
 
 
 @pytest.fixture(scope="package")
