@@ -76,9 +76,14 @@ class Hypergradient:
         """How it ended, in a sentence."""
         return self.inverse.result.value if is_finite(self.phi) else Result.NON_FINITE.value
 
-    def without_graph(self) -> Hypergradient:
-        """The same numbers without what further products would need, which is most of the memory."""
-        return replace(self, pretrain=Evaluated(self.pretrain.loss, self.pretrain.gradient))
+    def without_graph(self, *, gradient: bool = True) -> Hypergradient:
+        """The same numbers without what further products would need, which is most of the memory.
+
+        Args:
+            gradient: False leaves the pre-training gradient empty, where a route may not have needed it so far.
+        """
+        kept = self.pretrain.gradient if gradient else {}
+        return replace(self, pretrain=Evaluated(self.pretrain.loss, kept))
 
     def diagnostics(self) -> dict[str, float]:
         """Numbers to log: the losses, the norm of each factor, and what the solver knows of itself.

@@ -66,7 +66,7 @@ class Report:
         pretrain_loss: its loss.
         head_loss: loss of the warm head before its step, or None where none was due.
         hyper: the hypergradient, or None where no φ step was due. Over several draws its ``phi`` is their mean, and its factors
-            are the last draw's.
+            are the last draw's. The pre-training gradient is with it where this step of θ was taken along it.
         skipped: why a due φ step was not taken, or None.
         diagnostics: of a φ step: the hypergradient's (the mean over draws; ``norm`` is that of the mean), and where the step
             was taken those of :class:`~ecgmeta.bilevel.phi_step.PhiStep` and of :class:`~ecgmeta.bilevel.signal.Signal`.
@@ -180,7 +180,7 @@ def meta_train(
         if schedule.is_phi_step(step):
             if not whole:
                 loss = _pretrain_step(problem, state, batch, reduce, autocast)
-            hyper, first, diagnostics, skipped = _mean_of_draws(draw, accumulate)
+            hyper, first, diagnostics, skipped = _mean_of_draws(draw, accumulate, whole)
             if whole:
                 loss = float(mean_of(first.loss, reduce))
                 _apply(state, reduce(first.gradient))
@@ -198,7 +198,7 @@ def meta_train(
 
 
 def _mean_of_draws(
-    draw: Callable[[int], Hypergradient], count: int
+    draw: Callable[[int], Hypergradient], count: int, shared: bool
 ) -> tuple[Hypergradient, Linearization, dict[str, float], str | None]:
     """The mean hypergradient, the first draw's pre-training loss and gradient, diagnostics, and why it cannot be used."""
     total: Tree = {}
@@ -206,7 +206,7 @@ def _mean_of_draws(
     skipped = None
     for k in range(count):
         # The graph would live on through the next draw, and in the report through the caller's next step.
-        hyper = draw(k).without_graph()
+        hyper = draw(k).without_graph(gradient=shared and k == 0)
         logs.append(hyper.diagnostics())
         if k == 0:
             first = hyper.pretrain

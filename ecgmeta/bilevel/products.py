@@ -99,7 +99,8 @@ class _Evaluated:
 
 
 class Deferred(_Evaluated):
-    """A route that is taken when a product is first asked for; without one, loss and gradient are a plain evaluation.
+    """A route that is taken when a product is first asked for; without one, the loss is a plain evaluation, and the gradient
+    one pass back through it where it is asked for too.
 
     For a problem that supplies its own ``Mᵀu``: what a solver without Hessian-vector products leaves to do is first order.
     """
@@ -115,6 +116,28 @@ class Deferred(_Evaluated):
         super().__init__(loss, theta, phi, recording)
         self._products = products
         self._route: Linearization | None = None
+        self._nodes: Tree = {}
+        self._value: Tensor | None = None  # with its graph, until the gradient has been taken
+
+    @property
+    def loss(self) -> Tensor:
+        return self._evaluated().detach() if self._route is None else self._route.loss
+
+    @property
+    def gradient(self) -> Tree:
+        if self._route is not None:
+            return self._route.gradient
+        if self._gradient is None:
+            value = self._evaluated()
+            self._gradient, self._value = detach(gradient(value, self._nodes)), value.detach()
+        return self._gradient
+
+    def _evaluated(self) -> Tensor:
+        if self._value is None:
+            self._nodes = leaves(self._theta)
+            with self._first():
+                self._value = self._function(self._nodes, self._phi)
+        return self._value
 
     def hvp(self, u: Tree) -> Tree:
         return self._taken().hvp(u)
@@ -122,11 +145,9 @@ class Deferred(_Evaluated):
     def mixed(self, u: Tree) -> Tree:
         return self._taken().mixed(u)
 
-    def _point(self) -> tuple[Tensor, Tree]:
-        return super()._point() if self._route is None else (self._route.loss, self._route.gradient)
-
     def _taken(self) -> Linearization:
         if self._route is None:
+            self._value = None
             recording, self._recording = self._recording, None
             self._route = self._products(self._function, self._theta, self._phi, recording)
         return self._route

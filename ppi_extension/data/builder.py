@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,7 @@ def build(
     folder: Path | str,
     settings: BuildSettings | None = None,
     *,
+    notes: Mapping[str, Any] | None = None,
     processes: int | None = None,
     report: Report | None = None,
 ) -> EgoStore:
@@ -76,6 +77,7 @@ def build(
 
     Args:
         folder: where nothing may stand yet; a kill leaves nothing there.
+        notes: whatever else is to be saved with the store, as ``store.info["notes"]``.
         processes: that sample, this one among them; None: as many as there are processors. The store does not depend on it.
         report: is told how far it is.
 
@@ -112,7 +114,7 @@ def build(
                 pretrain=labels[:, :cut],
                 finetune=labels[:, cut:],
             )
-        return writer.finish(saved)
+        return writer.finish(saved, notes)
 
 
 def choose_tasks(data: SourceData, settings: BuildSettings) -> Tasks:

@@ -107,11 +107,14 @@ class EgoWriter:
         self._count += len(egos)
         self._edges += len(egos.targets)
 
-    def finish(self, settings: Mapping[str, Any] | None = None) -> EgoStore:
+    def finish(
+        self, settings: Mapping[str, Any] | None = None, notes: Mapping[str, Any] | None = None
+    ) -> EgoStore:
         """Put the store in its place and open it.
 
         Args:
             settings: how it was built, for `info.json`.
+            notes: what else is known of it, likewise.
 
         Raises:
             InputError: no graph was added; it cannot be written.
@@ -131,6 +134,7 @@ class EgoWriter:
             "term_names": self._term_names,
             "ego_graphs": self._count,
             "settings": dict(settings or {}),
+            "notes": dict(notes or {}),
         }
         self._files.finish(info, FORMAT)
         return EgoStore.open(self.folder)

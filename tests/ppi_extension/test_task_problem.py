@@ -231,6 +231,26 @@ class _Recording(_Generic):
         self.recording, self.at_step = problem.recording, problem.at_step
 
 
+def test_draws_that_theta_does_not_follow_take_no_gradient_of_pretraining() -> None:
+    problem, found = make(), []
+    for share in (True, False):
+        state = MetaState(
+            problem.theta, problem.phi, problem.psi, torch.optim.SGD(problem.theta.values(), 0.0),
+            torch.optim.SGD(problem.phi.values(), 0.0),
+        )  # fmt: skip
+        (report,) = meta_train(
+            problem, state, Fixed(), schedule=Schedule(1, period=1), finetune=Unroll(1, Adam(1e-2)),
+            head_optimizer=Adam(1e-2), inverse=Identity(), share=share,
+        )  # fmt: skip
+        assert report.hyper is not None
+        assert set(report.hyper.pretrain.gradient) == (set(problem.theta) if share else set())
+        found.append(float(report.hyper.pretrain.loss))
+    problem.at_step(0)
+    for loss, batch in zip(found, (Fixed().pretrain(0), Fixed().hyper(0, 0)), strict=True):
+        expected = problem.pretrain_loss(problem.theta, problem.phi, batch).detach()
+        assert loss == pytest.approx(float(expected), rel=1e-12)
+
+
 def test_training_with_hessians_does_choose_one() -> None:
     problem = make()
     assert run(problem, problem, inverse=Neumann(1, 1e-3)).route is not None
