@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ppi_extension.data.store import EgoStore
 
 app = typer.Typer(help="Build and look after stores of ego graphs.", no_args_is_help=True)
 
@@ -41,26 +44,17 @@ def build(
     Pre-training terms that equal or descend from a fine-tuning term are left out. Without lists of terms, a tenth of those with
     enough genes is drawn for fine-tuning.
     """
-    from rich.console import Console
+    from ppi_extension.data.stores import build_store
 
-    from ppi_extension.data.stores import build_store, store_tables
-
-    store = build_store(source, path, out, overrides or [], pretrain_terms, finetune_terms)
-    for table in store_tables(store):
-        Console().print(table)
-    typer.echo(f"store: {out}")
+    _print(build_store(source, path, out, overrides or [], pretrain_terms, finetune_terms), out)
 
 
 @app.command()
 def info(store: Store) -> None:
     """What a store holds: graphs, tasks, labels, sizes."""
-    from rich.console import Console
-
     from ppi_extension.data.store import EgoStore
-    from ppi_extension.data.stores import store_tables
 
-    for table in store_tables(EgoStore.open(store)):
-        Console().print(table)
+    _print(EgoStore.open(store), store)
 
 
 @app.command()
@@ -89,13 +83,22 @@ def check(
 @app.command()
 def synth(
     out: Out,
-    species: Annotated[int, typer.Option(help="Number of species.")] = 3,
-    genes: Annotated[int, typer.Option(help="Genes a species.")] = 1000,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, such as species=2, genes=1000 or useful=8.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
 ) -> None:
-    """Write a planted problem, of which it is known which pre-training tasks help; planted.json says which."""
+    """Write a planted problem, of which it is known which pre-training tasks help."""
     from ppi_extension.data.stores import synthesise
 
-    store = synthesise(out, species, genes, seed)
-    typer.echo(f"{len(store)} ego graphs, {len(store.pretrain_terms)} pre-training tasks")
+    _print(synthesise(out, overrides or [], seed), out)
+
+
+def _print(store: EgoStore, out: Path) -> None:
+    from rich.console import Console
+
+    from ppi_extension.data.stores import store_tables
+
+    for table in store_tables(store):
+        Console().print(table)
     typer.echo(f"store: {out}")

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from ecgmeta.runtime.config import load_config
 from ecgmeta.runtime.errors import InputError
-from ecgmeta.runtime.files import write_json
 from ecgmeta.runtime.progress import progress_bar, say
-from ppi_extension.data.builder import BuildSettings, build
-from ppi_extension.data.sources import SOURCES, Source, find_source, store_of
+from ppi_extension.data.builder import BuildSettings
+from ppi_extension.data.sources import SOURCES, find_source, store_of
 from ppi_extension.data.tables import read_lines
 
 if TYPE_CHECKING:
@@ -48,18 +47,17 @@ def build_store(
     Raises:
         InputError: an unknown source or key, a value of another type, anything wrong in the files, something at ``out``.
     """
-    if out.exists():  # said now, not after reading for minutes
-        raise InputError(out, "output folder", "something stands there", "a new folder")
+    _check_free(out)
     source = find_source(name)
-    if name == READY and overrides:
-        expected = f"no keys: the ego graphs of {READY} are taken as they are"
-        raise InputError("command line", overrides[0].partition("=")[0], "an unknown key", expected)
-    values = asdict(load_config(_schema(source), overrides=overrides))
     lists = {"pretrain_terms": pretrain_terms, "finetune_terms": finetune_terms}
     if name == READY:
+        values = {key: None if file is None else str(file) for key, file in lists.items()}
         settings = None
-        values |= {key: None if file is None else str(file) for key, file in lists.items()}
+        if overrides:
+            expected = f"no keys: the ego graphs of {READY} are taken as they are"
+            raise InputError("command line", overrides[0].partition("=")[0], "an unknown key", expected)
     else:
+        values = asdict(load_config(_schema(source.options(), BuildSettings()), overrides=overrides))
         chosen: dict[str, Any] = {key: _terms(file) for key, file in lists.items()}
         chosen |= {item.name: values.pop(item.name) for item in fields(BuildSettings) if item.name in values}
         settings = BuildSettings(**chosen)
@@ -67,24 +65,26 @@ def build_store(
         data = source.read(path, source.options(**values), report)
         for note in data.notes:
             say(note)
-        return store_of(data, out, settings, report=report)
+        notes = {"source": name, "options": values, "read": data.notes}
+        return store_of(data, out, settings, notes=notes, report=report)
 
 
-def _groups(source: Source) -> list[Any]:
-    """Instances of the dataclasses whose fields are keys of a source: its options, then `BuildSettings`."""
-    return [source.options(), *([] if source.name == READY else [BuildSettings()])]
-
-
-def _schema(source: Source) -> type[Any]:
-    """A dataclass of all keys, for `load_config`."""
+def _schema(*groups: Any) -> type[Any]:
+    """A dataclass with the fields and values of several, for `load_config`; frozen ones would not take overrides."""
     keys = []
-    for group in _groups(source):
+    for group in groups:
         kinds = get_type_hints(type(group))
         for item in fields(group):
             if item.name not in _LISTS:
                 default = partial(copy, getattr(group, item.name))
                 keys.append((item.name, kinds[item.name], field(default_factory=default)))
-    return make_dataclass("Build", keys)
+    return make_dataclass("Keys", keys)
+
+
+def _check_free(out: Path) -> None:
+    """Raise InputError where something stands: said now, not after reading for minutes."""
+    if out.exists():
+        raise InputError(out, "output folder", "something stands there", "a new folder")
 
 
 def _terms(file: Path | None) -> tuple[str, ...] | None:
@@ -155,21 +155,18 @@ def _spread(counts: NDArray[np.int64]) -> str:
     return f"{np.median(counts):,.0f} ({counts.min():,}-{counts.max():,})"
 
 
-def synthesise(out: Path, species: int, genes: int, seed: int) -> EgoStore:
-    """The store of the planted problem; ``planted.json`` in it says of what kind each pre-training task is.
+def synthesise(out: Path, overrides: Sequence[str] = (), seed: int = 0) -> EgoStore:
+    """The store of the planted problem; its notes say of what kind each pre-training task is.
+
+    Args:
+        overrides: key=value of `PlantedSettings`.
 
     Raises:
-        InputError: something stands there, sizes that the problem cannot have.
+        InputError: something stands there, an unknown key, sizes that the problem cannot have.
     """
-    if out.exists():
-        raise InputError(out, "output folder", "something stands there", "a new folder")
-    from ppi_extension.data.synthetic import PlantedSettings, planted
+    _check_free(out)
+    from ppi_extension.data.synthetic import PlantedSettings, build_planted
 
-    problem = planted(PlantedSettings(species=species, genes=genes), seed)
-    settings = BuildSettings(pretrain_terms=problem.pretrain_terms, finetune_terms=problem.finetune_terms)
+    settings = load_config(_schema(PlantedSettings()), overrides=overrides)
     with progress_bar() as report:
-        store = build(problem.data, out, settings, report=report)
-    write_json(
-        out / "planted.json", {"species": species, "genes": genes, "seed": seed, "kinds": problem.kinds}
-    )
-    return store
+        return build_planted(out, PlantedSettings(**asdict(settings)), seed, report=report)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,10 +106,14 @@ def store_of(
     folder: Path | str,
     settings: BuildSettings | None = None,
     *,
+    notes: Mapping[str, Any] | None = None,
     processes: int | None = None,
     report: Report | None = None,
 ) -> EgoStore:
     """The store of what a source read: ego graphs are cut (`builder.build`), or written as they are where it has them ready.
+
+    Args:
+        notes: to keep with it.
 
     Raises:
         InputError: see `builder.build`; settings for ego graphs that are ready.
@@ -117,9 +122,9 @@ def store_of(
     from ppi_extension.data.sources.hu import HuGraphs
 
     if not isinstance(data, HuGraphs):
-        return build(data, folder, settings, processes=processes, report=report)
+        return build(data, folder, settings, notes=notes, processes=processes, report=report)
     if settings is not None and settings != type(settings)():
         raise InputError(
             "build", "settings", "some", "none: these ego graphs are ready-made, with their tasks"
         )
-    return data.write(folder, report)
+    return data.write(folder, notes, report)

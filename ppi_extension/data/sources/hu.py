@@ -120,8 +120,10 @@ class HuGraphs(SourceData):
                 genes = np.array([f"graph {number}" for number in range(first, last)])
                 yield Block(int(species[first]), self._egos(first, last), genes, *labels)
 
-    def write(self, folder: Path | str, report: Report | None = None) -> EgoStore:
-        """The store of these graphs, in their order.
+    def write(
+        self, folder: Path | str, notes: Mapping[str, Any] | None = None, report: Report | None = None
+    ) -> EgoStore:
+        """The store of these graphs, in their order; ``notes`` are kept with it.
 
         Raises:
             InputError: see `blocks`; the folder cannot be written.
@@ -148,7 +150,7 @@ class HuGraphs(SourceData):
                 done += len(block.egos)
                 if report is not None:
                     report(done, len(self), "graphs of Hu et al.")
-            return writer.finish({"source": "hu"})
+            return writer.finish({}, notes)
 
     def _labels(self, name: str, first: int, last: int) -> NDArray[np.int8]:
         """(last - first, T) of 0 and 1."""
@@ -159,56 +161,61 @@ class HuGraphs(SourceData):
         return values.astype(np.int8)
 
     def _egos(self, first: int, last: int) -> Egos:
-        """Graphs ``first`` to ``last``, packed."""
-        begin, edges = self.starts["x"][first : last + 1], self.starts["edge_index"][first : last + 1]
-        nodes, graph = np.diff(begin), np.repeat(np.arange(last - first), np.diff(edges))
+        """Graphs ``first`` to ``last``, packed; self-loops are left out."""
+        begin = self.starts["x"][first : last + 1]
+        nodes, begin = np.diff(begin), begin - begin[0]
         centers = self.tensors["center_node_idx"][first:last].numpy().astype(np.int64)
         self._refuse((centers < 0) | (centers >= nodes), first, "center_node_idx", "no node of it", "one")
-        ends = self.tensors["edge_index"][:, edges[0] : edges[-1]].numpy()
-        outside: NDArray[np.bool_] = np.any((ends < 0) | (ends >= nodes[graph]), axis=0)
-        self._refuse(_any(outside, graph, last - first), first, "edge_index", "nodes it has not", "its own")
-        attributes = self.tensors["edge_attr"][edges[0] : edges[-1]].numpy()
-        evidence = attributes[:, : len(CHANNELS)]
-        wrong = ~((evidence == 0) | (evidence == 1)).all(axis=1) | (attributes[:, len(CHANNELS) :] != 0).any(
-            axis=1
-        )
-        expected = "7 channels of 0 and 1, self-loop and mask 0"
-        self._refuse(_any(wrong, graph, last - first), first, "edge_attr", "others", expected)
-        place = begin[graph] - begin[0]  # where the nodes of the edge's graph begin in the block
+        graph, ends, code = self._edges(first, last, nodes)
         width = int(nodes.max())
-        key = (place + ends.min(axis=0)) * width + ends.max(axis=0)
-        code = bits(evidence.astype(np.uint8))
+        key = (begin[graph] + ends.min(axis=0)) * width + ends.max(axis=0)  # by graph, lower, higher end
         order = np.argsort(key, kind="stable")
         up, down = (order[side[order]] for side in (ends[0] < ends[1], ends[0] > ends[1]))
-        self._check_symmetric(key, code, up, down, begin - begin[0], width, first)
+        odd = _first_odd((key[up], code[up]), (key[down], code[down]))
+        if odd is not None:
+            at = np.arange(last - first) == np.searchsorted(begin, odd // width, side="right") - 1
+            expected = "each edge once in both directions, with the same channels"
+            self._refuse(at, first, "edge_index", "an edge that is not so", expected)
         low, high = np.divmod(key[up], width)
         higher = np.bincount(low, minlength=int(nodes.sum())).astype(np.uint16)
         return Egos(nodes, centers, higher, high.astype(np.uint16), code[up])
 
-    def _check_symmetric(
-        self,
-        key: NDArray[np.int64],
-        code: NDArray[np.uint8],
-        up: NDArray[np.int64],
-        down: NDArray[np.int64],
-        begin: NDArray[np.int64],
-        width: int,
-        first: int,
-    ) -> None:
-        """Each edge once in either direction (``up``, ``down``: positions in ascending order), with the same channels."""
-        forth, back = key[up], key[down]
-        odd = [np.setxor1d(forth, back), forth[1:][np.diff(forth) == 0], back[1:][np.diff(back) == 0]]
-        if not any(map(len, odd)):
-            odd = [forth[code[up] != code[down]]]
-        keys = np.concatenate(odd)
-        if len(keys):
-            graph = first + int(np.searchsorted(begin, keys.min() // width, side="right")) - 1
-            expected = "each edge once in both directions, with the same channels"
-            raise InputError(f"{self.path}, graph {graph}", "edge_index", "an edge that is not so", expected)
+    def _edges(
+        self, first: int, last: int, nodes: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
+        """(E,) graph, from 0; (2, E) ends; (E,) channels as bits, of all directed edges of graphs ``first`` to ``last``."""
+        starts = self.starts["edge_index"][first : last + 1]
+        graph = np.repeat(np.arange(last - first), np.diff(starts))
+        ends = self.tensors["edge_index"][:, starts[0] : starts[-1]].numpy()
+        outside = (ends.min(axis=0) < 0) | (ends.max(axis=0) >= nodes[graph])
+        self._refuse(_any(outside, graph, last - first), first, "edge_index", "nodes it has not", "its own")
+        attributes = self.tensors["edge_attr"][starts[0] : starts[-1]].numpy()
+        evidence, others = attributes[:, : len(CHANNELS)], attributes[:, len(CHANNELS) :]
+        wrong = ~((evidence == 0) | (evidence == 1)).all(axis=1) | (others != 0).any(axis=1)
+        expected = "7 channels of 0 and 1, self-loop and mask 0"
+        self._refuse(_any(wrong, graph, last - first), first, "edge_attr", "others", expected)
+        return graph, ends, bits(evidence.astype(np.uint8))
 
     def _refuse(self, wrong: NDArray[np.bool_], first: int, name: str, found: str, expected: str) -> None:
         if wrong.any():
             raise InputError(f"{self.path}, graph {first + int(wrong.argmax())}", name, found, expected)
+
+
+def _first_odd(
+    up: tuple[NDArray[np.int64], NDArray[np.uint8]], down: tuple[NDArray[np.int64], NDArray[np.uint8]]
+) -> int | None:
+    """The first edge that is not once in ``up`` and once in ``down`` with the same channels; None where there is none.
+
+    Args:
+        up, down: (edges ascending as numbers, their channels) of the two directions.
+    """
+    n = min(len(up[0]), len(down[0]))
+    forth, back = up[0][:n], down[0][:n]
+    odd = (forth != back) | (up[1][:n] != down[1][:n])
+    odd[1:] |= (np.diff(forth) == 0) | (np.diff(back) == 0)
+    at = int(odd.argmax()) if odd.any() else n
+    there = [int(edges[at]) for edges, _ in (up, down) if at < len(edges)]
+    return min(there, default=None)
 
 
 def _any(flags: NDArray[np.bool_], graph: NDArray[np.int64], graphs: int) -> NDArray[np.bool_]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -68,6 +67,8 @@ def test_a_store_is_built_described_and_checked(tmp_path: Path, capsys: pytest.C
     assert store.graph_names == ("9606",)
     assert store.info["settings"]["depth"] == 1
     assert store.info["settings"]["seed"] == 3
+    assert store.info["notes"]["source"] == "string"
+    assert store.info["notes"]["options"]["taxa"] == [9606]
     assert call("info", out) == 0
     shown = capsys.readouterr().out
     assert "9606" in shown
@@ -126,6 +127,8 @@ def test_ready_made_graphs_are_named_by_the_same_lists(tmp_path: Path) -> None:
         (("info", "{string}"), "info.json"),
         (("check", "{string}"), "info.json"),
         (("synth", "{string}"), "something stands there"),
+        (("synth", "{out}", "genes=1"), "genes: found 1"),
+        (("synth", "{out}", "gene=1"), "the nearest is 'genes'"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -212,14 +215,13 @@ def test_check_finds_graphs_that_are_none(tmp_path: Path, array: str, value: int
     assert said in found[0].said
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("ppi_extension.data.synthetic"), reason="no planted problem")
 def test_the_planted_problem_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "planted"
-    assert call("synth", out, "--genes", 120, "--species", 2) == 0
+    assert call("synth", out, "genes=120", "species=2", "useful=3", "--seed", 4) == 0
     store = EgoStore.open(out)
     assert len(store) == 240
-    said = json.loads((out / "planted.json").read_text())
-    assert set(said["kinds"]) == set(store.pretrain_terms)
-    assert "useful" in said["kinds"].values()
+    kinds = store.info["notes"]["kinds"]
+    assert set(kinds) == set(store.pretrain_terms)
+    assert list(kinds.values()).count("useful") == 3
     assert call("check", out) == 0
     assert "WRONG" not in capsys.readouterr().out
