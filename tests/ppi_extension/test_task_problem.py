@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from ego_batches import ego_batch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ecgmeta.bilevel import (
     SGD,
@@ -132,6 +134,32 @@ def test_slopes_are_those_of_each_task_alone() -> None:
         )
         slope = sum(float((g * u[n]).sum()) for n, g in zip(problem.theta, grads, strict=True))
         assert float(slopes[t]) == pytest.approx(slope, rel=1e-10, abs=1e-14)
+
+
+class Largest(TorchDispatchMode):
+    """The most entries that any operation's result had."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self.entries = max(self.entries, value.numel())
+        return result
+
+
+def test_nothing_of_tasks_times_parameters_is_built() -> None:
+    tasks, data = 3000, ego_batch(2, pretrain=3000)
+    encoder = EgoGNN(width=5, layers=2).double()
+    problem = TaskProblem(
+        encoder, TaskHead(10, tasks).double(), TaskHead(10, 3).double(), TaskWeights(tasks).double()
+    )
+    with Largest() as largest:
+        problem.mixed_product(problem.theta, problem.phi, data, direction(problem.theta))
+    # The head's own weights; the encoder alone would make 3000 rows of more than 400.
+    assert largest.entries == tasks * 10
+    assert sum(value.numel() for value in encoder.parameters()) > 400
 
 
 def batches(seed: int = 0) -> dict[str, Any]:
