@@ -19,7 +19,7 @@ def _cohort(store: EgoStore, *overrides: str, seed: int = 0) -> Cohort:
 
 
 def test_no_gene_is_on_two_sides(store: EgoStore) -> None:
-    for overrides in ([], ["data.finetune_share=0.5"], ["data.test_graphs=[species1]"]):
+    for overrides in ([], ["data.finetune_share=0.5"], [f"data.test_graphs=[{store.graph_names[1]}]"]):
         cohort = _cohort(store, *overrides)
         parts = (cohort.pretrain, cohort.validation, cohort.test)
         for one, other in combinations([set(store.genes[rows]) for rows in parts], 2):
