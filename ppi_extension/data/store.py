@@ -25,7 +25,7 @@ from torch_geometric.data import Data
 
 from ecgmeta.runtime.errors import InputError
 from ppi_extension.data.ego import ranges
-from ppi_extension.data.folder import checked_info, mapped
+from ppi_extension.data.folder import INFO, checked_info, mapped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,7 +95,12 @@ class EgoStore:
     def open(cls, folder: Path | str) -> EgoStore:
         """Raises InputError where there is no store, it is of another version, or a file of it is missing or has changed."""
         folder = Path(folder)
-        return cls(folder, checked_info(folder, FORMAT))
+        info = checked_info(folder, FORMAT)
+        try:
+            return cls(folder, info)
+        except KeyError as error:
+            expected = "what `ppi-extension data build` writes"
+            raise InputError(folder / INFO, "content", f"no {error}", expected) from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EgoStore.open, (self.folder,)

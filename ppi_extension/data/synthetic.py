@@ -68,9 +68,9 @@ class PlantedSettings:
     factors: int = 3
     finetune: int = 8
     useful: int = 8
-    other: int = 48
+    other: int = 96
     density: int = 4
-    noise: int = 24
+    noise: int = 36
     label_noise: float = 0.3
     prevalence: float = 0.3
 

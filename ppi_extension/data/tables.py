@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1_000_000  # rows; about 60 MB of a STRING file once parsed
 _BROKEN = (EOFError, zlib.error, gzip.BadGzipFile)  # what a gzip that is cut off or overwritten raises
+_BEYOND = "beyond the last column"
 _KINDS = {int: "a whole number", float: "a number", str: "text"}
 
 
@@ -137,7 +139,7 @@ def read_table(
     """The rows of a table, ``chunk`` at a time.
 
     Args:
-        columns: all that the file has, in order; cells are never quoted.
+        columns: all that the file has, in order; cells are never quoted. Last ones that may be empty may be missing in a row.
         header: whether the first line names the columns, then as in ``columns``; a ``#`` before the first is nothing.
         skip: lines before the header.
         progress: called with megabytes read of the file's.
@@ -148,28 +150,34 @@ def read_table(
     """
     import pandas as pd
 
-    _check_start(path, columns, separator, skip, header)
+    if header:
+        _check_header(path, columns, separator, skip)
     first = skip + int(header) + 1
     # int32 would wrap a number that is too large, and it might land in the allowed range
     dtypes: dict[str, Any] = {
         column.name: {str: "category", int: "int64", float: "float32"}[column.kind] for column in columns
     }
     options: dict[str, Any] = {
-        "names": list(dtypes), "dtype": dtypes, "sep": separator, "header": None, "index_col": False,
+        "names": [*dtypes, _BEYOND], "dtype": {**dtypes, _BEYOND: "category"}, "header": None, "index_col": False,
+        "sep": separator,
         "skiprows": first - 1, "skip_blank_lines": False, "quoting": 3, "na_filter": False, "chunksize": chunk,
     }  # fmt: skip
     size = max(path.stat().st_size, 1) if path.is_file() else 1
     with open_bytes(path) as (content, raw):
         try:
-            for rows in pd.read_csv(content, encoding="utf-8", **options):
+            for rows in _parsed(iter(pd.read_csv(content, encoding="utf-8", **options))):
+                if not len(rows):
+                    raise pd.errors.EmptyDataError
                 part = Chunk(path, first + int(rows.index[0]), rows)
                 _check_cells(part, columns)
                 yield part
                 if progress is not None:
                     _show(progress, raw.tell(), size, path)
-        except (*_BROKEN, OSError, OverflowError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
+        except InputError:
+            raise
+        except pd.errors.EmptyDataError:
+            raise InputError(path, "rows", "none", "at least one") from None
+        except (*_BROKEN, OSError, OverflowError, ValueError, pd.errors.ParserWarning) as error:
             raise _first_wrong(path, columns, separator, first, error) from None
 
 
@@ -178,24 +186,35 @@ def _show(progress: Report, done: int, size: int, path: Path) -> None:
     progress(-(-done // megabyte), -(-size // megabyte), f"reading {path.name}: MB")
 
 
-def _check_start(path: Path, columns: Sequence[Column], separator: str, skip: int, header: bool) -> None:
-    """The header, and that the first row has no cell too many: then pandas minds the others, else it would drop them all."""
-    wanted = [column.name for column in columns]
-    for number, text in islice(read_lines(path), skip, None):
-        found = text.split(separator)
-        if header and number == skip + 1:
-            found[0] = found[0].removeprefix("#")
-            if found != wanted:
-                missing = [name for name in wanted if name not in found]
-                expected = f"the columns {' '.join(wanted)}" + (
-                    f"; {missing[0]} is missing" if missing else ""
-                )
-                raise InputError(f"{path}, line {number}", "header", repr(text[:200]), expected)
-            continue
-        if len(found) > len(wanted):
-            raise _cells(path, number, text, found, columns)
-        return
-    raise InputError(path, "rows", "none", "at least one")
+def _check_header(path: Path, columns: Sequence[Column], separator: str, skip: int) -> None:
+    number, text = next(islice(read_lines(path), skip, None), (skip + 1, ""))
+    found, wanted = text.removeprefix("#").split(separator), [column.name for column in columns]
+    if found != wanted:
+        missing = [f"; {name} is missing" for name in wanted if name not in found]
+        expected = f"the columns {' '.join(wanted)}" + "".join(missing[:1])
+        raise InputError(f"{path}, line {number}", "header", repr(text[:200]), expected)
+
+
+def _parsed(reader: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """Chunks whose rows all have as many cells as there are columns, or fewer.
+
+    pandas refuses a row that has more cells than the one before, but where a chunk begins it drops them: from the whole first
+    chunk with a warning, from a later row without a word. So there is a further column, in which nothing may stand.
+
+    Raises:
+        ValueError: a row has more.
+    """
+    from pandas.errors import ParserWarning
+
+    while True:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ParserWarning)
+            rows = next(reader, None)
+        if rows is None:
+            return
+        if (rows.pop(_BEYOND).cat.categories != "").any():
+            raise ValueError("a row with a cell too many")
+        yield rows
 
 
 def _cells(path: Path, line: int, text: str, found: Sequence[str], columns: Sequence[Column]) -> InputError:
@@ -222,9 +241,9 @@ def _first_wrong(
             if number < first:
                 continue
             cells = text.split(separator)
-            if len(cells) != len(columns):
+            if len(cells) > len(columns) or not all(column.empty for column in columns[len(cells) :]):
                 return _cells(path, number, text, cells, columns)
-            for column, cell in zip(columns, cells, strict=True):
+            for column, cell in zip(columns, cells, strict=False):
                 if not column.accepts(cell):
                     return InputError(
                         f"{path}, line {number}", column.name, repr(cell[:80]), column.expected()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgmeta.runtime.errors import InputError
-from ppi_extension.data.species import UNLABELLED, Labels, SpeciesGraph
+from ppi_extension.data.species import UNLABELLED, Labels, SourceData, SpeciesGraph
 from ppi_extension.data.terms import Ontology, read_obo
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 ASPECTS = ("process", "function", "component")
+NO_ONTOLOGY = (
+    "no ontology: pre-training tasks that equal a fine-tuning task are left out, but which ones descend from it is not known, "
+    "and those stay; name go-basic.obo with obo=FILE"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,3 +116,12 @@ def find_ontology(folder: Path, given: str | None) -> Ontology | None:
         found = ", ".join(file.name for file in files)
         raise InputError(folder, "ontology", found, "one of them; name it with obo=FILE")
     return read_obo(files[0]) if files else None
+
+
+def source_data(graphs: list[SpeciesGraph], labels: list[Labels], ontology: Ontology | None) -> SourceData:
+    """What a source read, its terms named and ordered by the ontology; where there is none, a note says what follows."""
+    if ontology is None:
+        return SourceData(graphs, labels, None, (NO_ONTOLOGY,))
+    known = [{term: ontology.names[term] for term in part.terms if term in ontology.names} for part in labels]
+    named = [replace(part, names={**names, **part.names}) for part, names in zip(labels, known, strict=True)]
+    return SourceData(graphs, named, ontology.hierarchy)

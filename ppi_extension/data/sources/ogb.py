@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.progress import Report
-from ppi_extension.data.sources.annotations import find_ontology
+from ppi_extension.data.sources.annotations import find_ontology, source_data
 from ppi_extension.data.sources.string import CHANNELS, HU_THRESHOLDS, compact
 from ppi_extension.data.species import Labels, SourceData
 from ppi_extension.data.tables import Chunk, Column, read_lines, read_table
@@ -68,8 +68,7 @@ def read(path: Path, options: Options, report: Report | None = None) -> SourceDa
         rows = np.flatnonzero(inside)
         graphs.append(graph)
         labels.append(Labels(genes[rows], terms, values[rows], {}, graph.name))
-    ontology = find_ontology(path, options.obo)
-    return SourceData(graphs, labels, ontology.hierarchy if ontology else None)
+    return source_data(graphs, labels, find_ontology(path, options.obo))
 
 
 def _thresholds(options: Options) -> NDArray[np.int64]:

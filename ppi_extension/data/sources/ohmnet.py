@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.progress import Report
-from ppi_extension.data.sources.annotations import find_ontology
+from ppi_extension.data.sources.annotations import find_ontology, source_data
 from ppi_extension.data.species import UNLABELLED, Labels, SourceData, SpeciesGraph
 from ppi_extension.data.tables import read_lines
 
@@ -62,10 +62,8 @@ def read(path: Path, options: Options, report: Report | None = None) -> SourceDa
     else:
         raise InputError(path, "file", "no such file or folder", "*.npz, or a folder of OhmNet's files")
     labels = [*([union] if options.labels != "tissue" else []), *(own if options.labels != "union" else [])]
-    ontology = find_ontology(path if path.is_dir() else path.parent, options.obo)
-    if ontology is not None:
-        labels = [Labels(p.genes, p.terms, p.values, ontology.names, p.graph) for p in labels]
-    return SourceData(graphs, labels, ontology.hierarchy if ontology else None)
+    folder = path if path.is_dir() else path.parent
+    return source_data(graphs, labels, find_ontology(folder, options.obo))
 
 
 Parts = tuple[list[SpeciesGraph], Labels, list[Labels]]

@@ -27,6 +27,7 @@ from ppi_extension.data.sources.annotations import (
     annotations_of,
     check_labelling,
     find_ontology,
+    source_data,
     to_labels,
 )
 from ppi_extension.data.species import SourceData, SpeciesGraph
@@ -96,7 +97,7 @@ def read(path: Path, options: Options, report: Report | None = None) -> SourceDa
         found.append(annotations)
         names |= said
     labels = to_labels(found, names, options.min_genes, options.unannotated)
-    return SourceData([part.graph for part in found], labels, ontology.hierarchy if ontology else None)
+    return source_data([part.graph for part in found], labels, ontology)
 
 
 def links_files(folder: Path, taxa: Sequence[int]) -> dict[int, Path]:

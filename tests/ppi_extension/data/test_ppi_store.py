@@ -162,9 +162,16 @@ def _other_version(store: Path) -> None:
     (store / "info.json").write_text(json.dumps(info | {"format": 0}))
 
 
+def _forget_an_array(store: Path) -> None:
+    info = json.loads((store / "info.json").read_text())
+    del info["arrays"]["higher"]
+    (store / "info.json").write_text(json.dumps(info))
+
+
 @pytest.mark.parametrize(
     ("breaking", "words"),
     [
+        (_forget_an_array, "info.json: content: found no 'higher'"),
         (_flip_a_byte, "targets.npy: checksum"),
         (_other_version, "info.json: format: found 0, expected 1"),
         (lambda store: (store / "genes.npy").unlink(), "genes.npy: file: found no such file"),

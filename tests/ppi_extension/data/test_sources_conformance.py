@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from ppi_source_files import (
+    NAMES,
     PARENTS,
     THRESHOLDS,
     hu_arrays,
     world,
     write_gaf,
     write_hu,
+    write_obo,
     write_ogb,
     write_ohmnet,
     write_string,
@@ -38,7 +40,9 @@ CASES: dict[str, Make] = {
     "gaf": lambda real, tmp: read_source("gaf", write_gaf(tmp, WORLD), min_genes=2),
     "ogb": lambda real, tmp: read_source("ogb", write_ogb(tmp, WORLD)),
     "ogb_homology": lambda real, tmp: read_source("ogb", write_ogb(tmp, WORLD), homology=1000),
-    "ohmnet_real": lambda real, tmp: read_source("ohmnet", real / "ppi", labels="both"),
+    "ohmnet_real": lambda real, tmp: read_source(
+        "ohmnet", real / "ppi", labels="both", tissues=["liver", "bone", "basophil"]
+    ),
     "ohmnet_published": lambda real, tmp: read_source("ohmnet", write_ohmnet(tmp), labels="both"),
     "ohmnet_archives": lambda real, tmp: read_source("ohmnet", write_ohmnet(tmp, packed=True), labels="both"),
     "hu": lambda real, tmp: read_source("hu", write_hu(tmp / "data.pt", hu_arrays())),
@@ -77,7 +81,7 @@ def test_graphs_are_symmetric_and_labels_in_range(data: SourceData) -> None:
         assert labels.values.dtype == np.int8
         assert set(np.unique(labels.values).tolist()) <= {-1, 0, 1}
         assert list(labels.terms) == sorted(set(labels.terms))
-        assert set(labels.names) <= set(labels.terms) | set(PARENTS)
+        assert set(labels.names) <= set(labels.terms)
 
 
 def test_genes_of_labels_are_genes_of_graphs(data: SourceData) -> None:
@@ -196,6 +200,28 @@ def test_real_ohmnet_union_is_that_of_the_published_labels(real_data: Path, tmp_
     blank = np.full(len(union.terms), -1, np.int8)
     expected = np.stack([published.values[row[g]] if g in row else blank for g in union.genes.tolist()])
     np.testing.assert_array_equal(union.values, expected)
+
+
+def test_all_real_tissues_are_read(real_data: Path) -> None:
+    """As many genes and edges as the arrays have, counted without the reader."""
+    data = read_source("ohmnet", real_data / "ppi")
+    assert len(data.graphs) == 24
+    assert sum(graph.num_nodes for graph in data.graphs) == 56_944
+    with np.load(real_data / "ppi" / "ppi_ohmnet24.npz") as archive:
+        edges = [archive[name].astype(np.int64) for name in archive.files if name.startswith("edges/")]
+    assert sum(pairs.shape[1] for pairs in edges) == 818_716  # with loops
+    proper = [np.sort(pairs[:, pairs[0] != pairs[1]], axis=0) for pairs in edges]
+    assert [graph.num_edges for graph in data.graphs] == [len(np.unique(pairs, axis=1).T) for pairs in proper]
+
+
+def test_an_ontology_names_terms_and_without_one_a_note_says_so(tmp_path: Path) -> None:
+    data = read_source("ogb", write_ogb(tmp_path, WORLD))
+    assert data.hierarchy is None
+    assert "no ontology" in data.notes[0]
+    again = read_source("ogb", tmp_path, obo=str(write_obo(tmp_path / "elsewhere")))
+    assert again.hierarchy is not None
+    assert not again.notes
+    assert again.labels[0].names["GO:0000012"] == NAMES["GO:0000012"]
 
 
 def test_real_ohmnet_graph_is_that_of_the_graphml(real_data: Path) -> None:
