@@ -78,6 +78,9 @@ class Encoder:
 class Pretrain:
     epochs: float = 100.0
     max_steps: int = 0  # stop earlier; 0: no limit
+    plain_factor: float = (
+        1.0  # steps of arms without φ steps, in those of arms with: so that both cost the same
+    )
     lengths: list[float] = field(
         default_factory=lambda: [1.0]
     )  # shares of the steps; validation chooses one an arm
@@ -102,8 +105,11 @@ class Meta:
     transform: str = "sigmoid"  # weights 2·sigmoid(z); or "softmax", "exp"
     period: int = 10  # P
     warmup_epochs: float = 1.0
+    until: float = (
+        1.0  # share of the steps after which φ stands still: late, what is learned already looks useless
+    )
     head: str = (
-        "unroll"  # v through K steps of the head; "ridge": through its closed form on all labels, less noisy
+        "unroll"  # v through K steps of the head; "ridge": through its closed form, which is less noisy
     )
     unroll: int = 1  # K
     encoder: bool = False  # unroll the encoder, too (the paper's definition; its code does not)
@@ -212,7 +218,16 @@ _POSITIVE = (
         "pretrain.log_every",
         "pretrain.checkpoint_every",
     ),
-    *("meta.share", "meta.period", "meta.penalty", "meta.batch_size", "meta.validation_size", "meta.head_lr"),
+    *(
+        "meta.share",
+        "meta.until",
+        "pretrain.plain_factor",
+        "meta.period",
+        "meta.penalty",
+        "meta.batch_size",
+        "meta.validation_size",
+        "meta.head_lr",
+    ),
     *("meta.step_size", "meta.lr", "meta.eps", "meta.beta2", "meta.accumulate"),
     *(
         "finetune.epochs",
@@ -246,7 +261,12 @@ def check(config: Experiment) -> None:
     data, lengths = config.data, config.pretrain.lengths
     held = data.test_fraction + data.validation_fraction
     need(held < 1, "data.test_fraction + data.validation_fraction", held, "below 1: genes to train on")
-    for key, value in (("data.finetune_share", data.finetune_share), ("meta.share", config.meta.share)):
+    meta = config.meta
+    for key, value in (
+        ("data.finetune_share", data.finetune_share),
+        ("meta.share", meta.share),
+        ("meta.until", meta.until),
+    ):
         need(value <= 1, key, value, "at most 1")
     ascending = sorted(set(lengths)) == lengths and lengths[-1:] == [1.0] and lengths[0] > 0
     need(ascending, "pretrain.lengths", lengths, "ascending shares above 0, the last one 1.0")

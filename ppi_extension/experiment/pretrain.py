@@ -249,10 +249,12 @@ def prepare(run: Run, cohort: Cohort, learned: TaskWeights | None) -> Training:
     model.problem.finetune.to(device)
     tasks: Which = "finetune" if arm == "ceiling" else "pretrain"
     batches = EgoBatches(cohort, config, meta, seed, tasks=tasks, device=device)
+    steps = total_steps(config, batches, arm)
     schedule = Schedule(
-        steps=total_steps(config, batches),
+        steps=steps,
         period=meta.period if arm in VARIANTS else 0,
         warmup=batches.steps(meta.warmup_epochs) if meta.warmup_epochs else 0,
+        freeze_after=None if meta.until == 1 else round(meta.until * steps),
     )
     problem = model.problem
     state = MetaState(
@@ -268,9 +270,11 @@ def prepare(run: Run, cohort: Cohort, learned: TaskWeights | None) -> Training:
     return Training(run, meta, model, batches, state, schedule, lengths, TaskGuard(meta, state), pace)
 
 
-def total_steps(config: Experiment, batches: EgoBatches) -> int:
+def total_steps(config: Experiment, batches: EgoBatches, arm: str) -> int:
+    """Steps of an arm; more for those that take none of φ's, as ``pretrain.plain_factor`` says."""
     steps = batches.steps(config.pretrain.epochs)
-    return min(steps, config.pretrain.max_steps or steps)
+    steps = min(steps, config.pretrain.max_steps or steps)
+    return steps if arm in VARIANTS else max(1, round(config.pretrain.plain_factor * steps))
 
 
 def _phi_optimizer(meta: Meta, phi: Tree) -> torch.optim.Optimizer:
