@@ -13,6 +13,7 @@ from ppi_extension.data.store import EgoStore
 from ppi_extension.experiment.cohort import kinds_of
 from ppi_extension.experiment.run import Run
 
+LEGEND = 32  # characters of a name that fit a legend
 DRAWN = 3  # tasks raised, and lowered, whose weights are drawn along pre-training
 
 Floats = NDArray[np.float64]
@@ -39,6 +40,11 @@ class Task:
     above: int
     seeds: int
     positives: int
+
+    @property
+    def short(self) -> str:
+        """Its name where that fits a legend, else its identifier."""
+        return self.name if 0 < len(self.name) <= LEGEND else self.term
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ def _trajectory(tasks: Sequence[Task], steps: NDArray[np.int64], weights: Floats
     x = steps.tolist()
     series: dict[str, tuple[list[float], list[float]]] = {}
     for t in [*order[::-1][:n], *order[:n]]:
-        series[tasks[t].name or tasks[t].term] = (x, weights[:, t].tolist())
+        series[tasks[t].short] = (x, weights[:, t].tolist())
     series["median of all"] = (x, np.median(weights, axis=1).tolist())
     return Curve(
         "Weights along pre-training",

@@ -21,7 +21,8 @@ from ppi_extension.experiment.learned import Learned, Task, gather
 from ppi_extension.experiment.run import Run, Study
 from ppi_extension.experiment.tables import explanation, ordered
 
-LISTED = 15  # tasks raised, and lowered, that the page lists
+LISTED = 12  # tasks raised, and lowered, that the page lists
+NAME = 60  # characters of a name that stand before its identifier
 ARMS_BESIDE = 5  # arms in a table of tasks: what A4 holds
 PROTOCOL = {"linear": "a head on the frozen encoder", "full": "encoder and head together"}
 
@@ -204,8 +205,8 @@ def _learned(one: Learned) -> dict[str, Any]:
 
 def _task(task: Task) -> dict[str, Any]:
     return {
-        "term": task.term,
-        "name": task.name,
+        "first": task.name if 0 < len(task.name) <= NAME else task.term,
+        "second": task.term if 0 < len(task.name) <= NAME else task.name,
         "kind": task.kind,
         "weight": f"{task.weight:.2f}",
         "sd": f"{task.sd:.2f}",
