@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
@@ -189,15 +191,35 @@ def _train_apart(
     def waiting() -> Iterator[Task]:
         for task in wave:
             if stop.number is not None:
-                everyone.set()
                 return
             yield task
 
     progress(done, total, f"runs: {', '.join(stages)}")
-    for (arm, seed), _ in spawned(_work, shared, waiting(), study.later.processes):
-        done += 1
-        progress(done, total, f"runs: {arm}, seed {seed} done")
+    with _passed_on(stop, everyone):
+        for (arm, seed), ended in spawned(_work, shared, waiting(), study.later.processes):
+            done += ended
+            progress(done, total, f"runs: {arm}, seed {seed} {'done' if ended else 'stopped'}")
     return done
+
+
+@contextmanager
+def _passed_on(stop: StopRequest, everyone: Event) -> Iterator[None]:
+    """Within it a stop reaches the other processes, though this one waits for their results."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            if stop.number is not None:
+                everyone.set()
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _work(shared: Shared, task: Task) -> bool:

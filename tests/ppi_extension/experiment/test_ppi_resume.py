@@ -113,7 +113,13 @@ def _wait_for(file: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-LONG = ("arms=[meta]", "through=pretrain", "pretrain.max_steps=300", "pretrain.checkpoint_every=7")
+LONG = (
+    "arms=[meta]",
+    "through=pretrain",
+    "pretrain.max_steps=300",
+    "pretrain.checkpoint_every=7",
+    "meta.period=20",
+)
 
 
 @pytest.mark.slow
@@ -136,15 +142,16 @@ def test_a_killed_process_resumes_to_the_same_numbers(tmp_path: Path, store_fold
 @pytest.mark.slow
 def test_several_processes_stop_between_steps_and_go_on(tmp_path: Path, store_folder: Path) -> None:
     folder, whole = tmp_path / "stopped", tmp_path / "whole"
-    options = (*LONG, "seeds=2", "processes=2")
+    options = (*LONG, "pretrain.max_steps=800", "seeds=2", "processes=2")
     process = _started(folder, store_folder, *options)
     _wait_for(folder / "runs" / "meta" / "1" / "last.ckpt", process)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
+    assert not (folder / "runs" / "meta" / "0" / "weights").exists(), "it waited for a run to end"
     assert said.splitlines()[-1] == "stopped by SIGTERM: saved. The same command goes on from here."
     assert not (folder / "runs" / "meta" / "1" / "weights").exists(), "too late"
-    assert load_checkpoint(folder / "runs" / "meta" / "1" / "last.ckpt")["meta"]["step"] < 300
+    assert load_checkpoint(folder / "runs" / "meta" / "1" / "last.ckpt")["meta"]["step"] < 800
     assert pretrain(folder, store_folder, *options) == 0
-    assert pretrain(whole, store_folder, *LONG, "seeds=1") == 0
+    assert pretrain(whole, store_folder, *LONG, "pretrain.max_steps=800", "seeds=1") == 0
     _assert_same(folder, whole, ("meta",))
