@@ -100,9 +100,13 @@ def _by_graph(store: EgoStore, parts: dict[str, Rows], test_graphs: list[str]) -
             store.folder, "data.test_graphs", unknown[0], f"some of {list(store.graph_names)[:8]}"
         )
     here = np.isin(store.graph, test_graphs)
-    held = {name: parts[name][~here[parts[name]]] for name in ("train", "validation")}
-    test = without_genes(np.flatnonzero(here), store.genes, np.concatenate(list(held.values())))
-    return {**held, "test": test}
+    train, validation, free = (parts[name][~here[parts[name]]] for name in ("train", "validation", "test"))
+    # Genes drawn to test that the test graphs do not have may train: whole species, where each has its own.
+    free = without_genes(free, store.genes, np.flatnonzero(here))
+    train = np.sort(np.concatenate([train, free]))
+    held = np.concatenate([train, validation])
+    test = without_genes(np.flatnonzero(here), store.genes, held)
+    return {"train": train, "validation": validation, "test": test}
 
 
 def _fold(tasks: int, config: Experiment, seed: int) -> TaskFold | None:

@@ -53,6 +53,8 @@ def test_a_test_species_only_tests(store: EgoStore) -> None:
     assert set(store.graph[cohort.test]) == {store.graph_names[1]}
     assert set(store.graph[cohort.pretrain]) | set(store.graph[cohort.validation]) == {store.graph_names[0]}
     assert len(cohort.test) == (store.graph == store.graph_names[1]).sum()
+    others = (store.graph == store.graph_names[0]).sum()
+    assert len(cohort.pretrain) + len(cohort.validation) == others  # none is wasted
     with pytest.raises(InputError, match="test_graphs"):
         _cohort(store, "data.test_graphs=[mars]")
 
