@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ecgmeta.runtime.config import load_config
-from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.config import check_values, load_config, need
+from ecgmeta.runtime.logs import Log
 
 ARMS = {
     "meta": "SimCLR with augmentations learned by hypergradient",
@@ -193,15 +192,6 @@ class Evaluate:
 
 
 @dataclass
-class Log:
-    """Where metrics go beside the run's metrics.jsonl."""
-
-    tensorboard: bool = False  # event files in the run folder; needs ecgmeta[tensorboard]
-    wandb: str = ""  # project of Weights & Biases; needs ecgmeta[wandb]; empty: none
-    wandb_mode: str = "offline"  # sends nothing until `wandb sync`, because runs name their data; or "online"
-
-
-@dataclass
 class Experiment:
     """A whole experiment."""
 
@@ -245,7 +235,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "compare": tuple(ARMS),
     "baselines": tuple(BASELINES),
     "evaluate.reference": (*ARMS, *BASELINES),
-    "encoder.name": ENCODERS,
     "pretrain.precision": ("32", "bf16"),
     "encoder.norm": ("batch", "group"),
     "finetune.protocols": PROTOCOLS,
@@ -292,54 +281,33 @@ def check(config: Experiment) -> None:
     Raises:
         InputError: naming the key.
     """
-    for key, known in _CHOICES.items():
-        value = _value(config, key)
-        for one in value if isinstance(value, list) else [value]:
-            imported = key == "encoder.name" and ":" in one
-            _need(one in known or imported, key, one, f"one of {list(known)}")
-    for key in _POSITIVE:
-        value = _value(config, key)
-        _need(0 < value < math.inf, key, value, "a number above 0")
-    for key in _NOT_NEGATIVE:
-        value = _value(config, key)
-        _need(0 <= value < math.inf, key, value, "0 or more")
+    own = ":" in config.encoder.name  # an encoder of one's own, as mypackage.module:Class
+    check_values(config, _CHOICES if own else _CHOICES | {"encoder.name": ENCODERS}, _POSITIVE, _NOT_NEGATIVE)
     _check_data(config.data)
     _check_training(config)
 
 
-def _value(config: Experiment, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _need(ok: bool, key: str, found: Any, expected: str) -> None:
-    if not ok:
-        raise InputError("configuration", key, repr(found), expected)
-
-
 def _check_data(data: Data) -> None:
-    _need(0 < data.test_fraction < 1, "data.test_fraction", data.test_fraction, "between 0 and 1")
+    need(0 < data.test_fraction < 1, "data.test_fraction", data.test_fraction, "between 0 and 1")
     folds = (data.train_folds, data.test_folds)
-    _need(all(folds) or not any(folds), "data.train_folds, data.test_folds", folds, "both or neither")
+    need(all(folds) or not any(folds), "data.train_folds, data.test_folds", folds, "both or neither")
     shared = sorted(set(data.train_folds) & set(data.test_folds))
-    _need(not shared, "data.test_folds", shared, "folds that are not in data.train_folds")
+    need(not shared, "data.test_folds", shared, "folds that are not in data.train_folds")
 
 
 def _check_training(config: Experiment) -> None:
     batch, hyper = config.pretrain.batch_size, config.meta.hyper_batch_size
-    _need(batch > 1, "pretrain.batch_size", batch, "at least 2")
-    _need(hyper == 0 or hyper > 1, "meta.hyper_batch_size", hyper, "at least 2, or 0: as pretrain.batch_size")
-    _need(0 <= config.augment.crop <= 1, "augment.crop", config.augment.crop, "a fraction of the record")
-    _need(bool(config.finetune.labels), "finetune.labels", config.finetune.labels, "at least one size")
+    need(batch > 1, "pretrain.batch_size", batch, "at least 2")
+    need(hyper == 0 or hyper > 1, "meta.hyper_batch_size", hyper, "at least 2, or 0: as pretrain.batch_size")
+    need(0 <= config.augment.crop <= 1, "augment.crop", config.augment.crop, "a fraction of the record")
+    need(bool(config.finetune.labels), "finetune.labels", config.finetune.labels, "at least one size")
     for n in config.finetune.labels:
-        _need(n >= 5, "finetune.labels", n, "5 or more: 80 % train, 20 % validate")
+        need(n >= 5, "finetune.labels", n, "5 or more: 80 % train, 20 % validate")
     for rate in config.finetune.lrs:
-        _need(0 < rate < math.inf, "finetune.lrs", rate, "numbers above 0")
+        need(0 < rate < math.inf, "finetune.lrs", rate, "numbers above 0")
     width = config.encoder.width
     grouped = config.encoder.norm == "batch" or width in (1, 2, 4) or width % 8 == 0
-    _need(grouped, "encoder.width", width, "1, 2, 4 or a multiple of 8, where encoder.norm is group")
+    need(grouped, "encoder.width", width, "1, 2, 4 or a multiple of 8, where encoder.norm is group")
     if {config.pretrain.arm, *config.compare} & set(AUGMENTED):
         _check_augmenter(config)
 
@@ -348,17 +316,17 @@ def _check_augmenter(config: Experiment) -> None:
     samples = round(config.data.duration * config.data.fs)
     kind, policy = config.augment.augmenter, config.augment.policy
     shortest = {"paper_warp": WARP_SAMPLES, "warp": math.ceil(config.data.fs)}.get(kind, 2)
-    _need(samples >= shortest, "data.duration * data.fs", samples, f"{shortest} samples or more, for {kind}")
+    need(samples >= shortest, "data.duration * data.fs", samples, f"{shortest} samples or more, for {kind}")
     for key, value, ok, expected in (
         ("stages", policy.stages, policy.stages > 0, "1 or more"),
         ("ops", policy.ops, bool(policy.ops), "at least one operation"),
         ("start", policy.start, 0 < policy.start < math.inf, "above 0: from 0 no gradient leads away"),
         ("probability", policy.probability, 0 < policy.probability < 1, "between 0 and 1"),
     ):
-        _need(ok, f"augment.policy.{key}", value, expected)
+        need(ok, f"augment.policy.{key}", value, expected)
     start = math.sqrt(policy.start) if kind == "policy" else abs(config.augment.warp_magnitude)
     limit = config.meta.magnitude_limit
-    _need(
+    need(
         limit == 0 or start < limit,
         "meta.magnitude_limit",
         limit,

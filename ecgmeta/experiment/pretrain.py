@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,18 +26,20 @@ from ecgmeta.experiment.batches import SimCLRBatches
 from ecgmeta.experiment.cohort import Cohort
 from ecgmeta.experiment.config import GUIDED, LEARNING, Experiment
 from ecgmeta.experiment.contamination import metaft_records, note_seen
-from ecgmeta.experiment.failures import LOGITS, MAGNITUDES, Failure, PhiGuard, diverged, finite, not_finite
+from ecgmeta.experiment.failures import KEYS, LOGITS, MAGNITUDES, AugmenterGuard
 from ecgmeta.experiment.model import Model, build
-from ecgmeta.experiment.pace import Pace, phi_step_guess
+from ecgmeta.experiment.pace import phi_step_guess
 from ecgmeta.experiment.run import Run
-from ecgmeta.experiment.sinks import open_sinks
 from ecgmeta.runtime.errors import InputError
-from ecgmeta.runtime.files import MetricLog, load_checkpoint, save_checkpoint
+from ecgmeta.runtime.files import MetricLog
+from ecgmeta.runtime.logs import open_sinks
+from ecgmeta.runtime.pace import Pace
 from ecgmeta.runtime.pretrained import check_weights
 from ecgmeta.runtime.progress import Report as Progress
 from ecgmeta.runtime.progress import say
 from ecgmeta.runtime.ranks import Ranks
-from ecgmeta.runtime.signals import StopRequest, stop_between_steps
+from ecgmeta.runtime.signals import stop_between_steps
+from ecgmeta.runtime.training import Trainer
 
 if TYPE_CHECKING:
     from ecgmeta.data import ECGDataset
@@ -45,17 +47,66 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Training:
-    """What the loop below works on."""
+    """Pre-training of one arm, as the trainer needs it."""
 
+    config: Experiment
     model: Model
     batches: SimCLRBatches
     state: MetaState
     schedule: Schedule
     finetune: FinetuneFactor
     head_optimizer: Adam
-    guard: PhiGuard
+    guard: AugmenterGuard
     pace: Pace
     ranks: Ranks
+    keys = KEYS
+
+    @property
+    def name(self) -> str:
+        return f"pre-training {self.config.pretrain.arm}"
+
+    def steps(self) -> Iterator[Report]:
+        config = self.config
+        return meta_train(
+            self.model.problem,
+            self.state,
+            self.batches,
+            schedule=self.schedule,
+            finetune=self.finetune,
+            head_optimizer=self.head_optimizer,
+            inverse=self.guard.solve,
+            accumulate=config.meta.accumulate,
+            control="random_walk" if config.meta.control == "random_walk" else "none",
+            seed=config.seed,
+            clip=config.meta.clip or None,
+            products=ROUTES.get(config.meta.products),  # "cheapest" is none of them: the engine chooses
+            on_failure="skip",  # the engine reports; what is done about it is the guard's
+            reduce=mean_over_ranks() if self.ranks.size > 1 else local,
+            autocast=torch.bfloat16 if config.pretrain.precision == "bf16" else None,
+        )
+
+    def logged(self, report: Report) -> dict[str, Any]:
+        values: dict[str, Any] = {"epoch": (report.step + 1) / self.batches.steps_per_epoch}
+        if report.head_loss is not None:
+            values["head_loss"] = report.head_loss
+        if self.model.augmenter is not None:
+            values |= self.model.augmenter.trace()
+        if self.model.weights is not None:
+            values |= self.model.weights.trace()
+        return values
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {**self.model.simclr.state_dict(), **self.state.psi}
+
+    def state_dict(self) -> dict[str, Any]:
+        # The module's state has θ and φ too, but only it has the running statistics.
+        return {"meta": self.state.state_dict(), "model": self.model.simclr.state_dict()}
+
+    def load_state_dict(self, saved: dict[str, Any], file: Path) -> None:
+        shapes = {name: tuple(value.shape) for name, value in saved["model"].items()}
+        check_weights(self.model.simclr, shapes, file)
+        self.model.simclr.load_state_dict(saved["model"])
+        self.state.load_state_dict(saved["meta"])
 
 
 def pretrain(run: Run, cohort: Cohort, ranks: Ranks, progress: Progress) -> None:
@@ -74,11 +125,19 @@ def pretrain(run: Run, cohort: Cohort, ranks: Ranks, progress: Progress) -> None
     if run.pretrained:
         return
     training = _prepare(run.config, cohort, ranks)
-    seconds = _resume(run, training, ranks.device)
+    settings = run.config.pretrain
+    trainer = Trainer(
+        training,
+        run.checkpoint,
+        checkpoint_every=settings.checkpoint_every,
+        log_every=settings.log_every,
+        agreed=ranks.agreed,
+    )
+    trainer.resume(ranks.device)
     ranks.wait()
     if not ranks.leads:
         with stop_between_steps() as stop:
-            _train(run, training, None, progress, stop, seconds)
+            trainer.train(None, progress, stop)
             stop.check()
         return
     if training.model.augmenter is not None and training.state.step == 0:
@@ -87,8 +146,10 @@ def pretrain(run: Run, cohort: Cohort, ranks: Ranks, progress: Progress) -> None
     log = MetricLog(run.metrics, training.state.step)
     try:
         with stop_between_steps() as stop:
-            log.sinks = open_sinks(run, log)
-            _train(run, training, log, progress, stop, seconds)
+            log.sinks = open_sinks(
+                run.config.log, run, f"{run.folder.name}-{run.arm}-s{run.config.seed}", log
+            )
+            trainer.train(log, progress, stop)
     finally:
         log.close()
     if training.model.augmenter is not None:
@@ -99,71 +160,9 @@ def pretrain(run: Run, cohort: Cohort, ranks: Ranks, progress: Progress) -> None
         run.note(signal=training.state.signal.verdict())
     if (failures := training.guard.summary()) is not None:
         say(failures)
-    run.previous.unlink(missing_ok=True)
+    trainer.finished()
     training.model.encoder.eval().save_pretrained(run.encoder)
     stop.check()  # a stop that came during the last step
-
-
-def _train(
-    run: Run,
-    training: _Training,
-    log: MetricLog | None,
-    progress: Progress,
-    stop: StopRequest,
-    seconds: float,
-) -> None:
-    """Every step that is left; each is logged, shown, and where it is due saved, by the rank that has the log."""
-    total, every = training.schedule.steps, run.config.pretrain.checkpoint_every
-    start = time.perf_counter() - seconds
-    last_norm = ""
-
-    def lost(step: int, failure: Failure) -> None:
-        if log is not None:
-            log.write(step, failure=asdict(failure), seconds=time.perf_counter() - start)
-
-    for report in finite(_steps(run.config, training), training.state, lost):
-        done = report.step + 1
-        training.pace.stepped(report.step)
-        failure = training.guard(report)
-        if report.hyper is not None:
-            last_norm = f", |hypergradient| {report.diagnostics['norm']:.2g}"
-        due = report.hyper is not None or done % run.config.pretrain.log_every == 0 or done in (1, total)
-        if due and log is not None:
-            log.write(report.step, **_logged(report, failure, training, time.perf_counter() - start))
-        if failure is not None and failure.action == "stop":
-            raise diverged(failure, report.step)
-        text = f"pre-training {run.arm}: loss {report.pretrain_loss:.3f}{last_norm}"
-        progress(done, total, text, training.pace.left(done))
-        stop.number = training.ranks.agreed(stop.number)
-        stopping = stop.number is not None  # asked once: what is stopped is what was saved
-        if stopping or done == total or done % every == 0:
-            if (failure := _broken(training)) is not None:
-                lost(done, failure)  # as the step that cannot be taken
-                raise diverged(failure, report.step)
-            if log is not None:
-                _save(run, training, time.perf_counter() - start)
-        if stopping and done < total:
-            stop.check()
-
-
-def _steps(config: Experiment, training: _Training) -> Iterator[Report]:
-    return meta_train(
-        training.model.problem,
-        training.state,
-        training.batches,
-        schedule=training.schedule,
-        finetune=training.finetune,
-        head_optimizer=training.head_optimizer,
-        inverse=training.guard.solve,
-        accumulate=config.meta.accumulate,
-        control="random_walk" if config.meta.control == "random_walk" else "none",
-        seed=config.seed,
-        clip=config.meta.clip or None,
-        products=ROUTES.get(config.meta.products),  # "cheapest" is none of them: the engine chooses
-        on_failure="skip",  # the engine reports; what is done about it is the guard's
-        reduce=mean_over_ranks() if training.ranks.size > 1 else local,
-        autocast=torch.bfloat16 if config.pretrain.precision == "bf16" else None,
-    )
 
 
 def _prepare(config: Experiment, cohort: Cohort, ranks: Ranks) -> _Training:
@@ -208,10 +207,10 @@ def _prepare(config: Experiment, cohort: Cohort, ranks: Ranks) -> _Training:
         phi_optimizer=_phi_optimizer(config, model.augmenter or model.weights) if arm in LEARNING else None,
     )
     head = Adam(config.meta.head_lr)
-    guard = PhiGuard(config.meta, state)
+    guard = AugmenterGuard(config.meta, state)
     pace = Pace(schedule, config.pretrain.checkpoint_every, phi_step_guess(config))
     unroll = Unroll(config.meta.unroll, head)
-    return _Training(model, batches, state, schedule, unroll, head, guard, pace, ranks)
+    return _Training(config, model, batches, state, schedule, unroll, head, guard, pace, ranks)
 
 
 def _phi_optimizer(config: Experiment, learns: torch.nn.Module | None) -> torch.optim.Optimizer:
@@ -257,75 +256,6 @@ def _say_metaft(config: Experiment, train: ECGDataset, validation: ECGDataset) -
         say(
             f"MetaFT labels: one class only in {', '.join(one_class)}: these labels cannot guide pre-training"
         )
-
-
-def _resume(run: Run, training: _Training, device: torch.device) -> float:
-    """Load ``last.ckpt``, or ``previous.ckpt`` where only that exists; returns the seconds already spent."""
-    file = next((each for each in (run.checkpoint, run.previous) if each.exists()), None)
-    if file is None:
-        return 0.0
-    older = file == run.checkpoint and run.previous.exists()
-    remedy = f"delete it to go on from {run.previous.name}" if older else "delete it to start again"
-    try:
-        saved = load_checkpoint(file, device)
-    except InputError as error:
-        raise InputError(file, error.field, error.found, f"{error.expected}; {remedy}") from error
-    missing = {"meta", "model", "seconds"} - set(saved)
-    if missing:
-        expected = f"a checkpoint of `ecgmeta pretrain`; {remedy}"
-        raise InputError(file, "content", f"no {sorted(missing)[0]!r}", expected)
-    check_weights(training.model.simclr, {name: tuple(v.shape) for name, v in saved["model"].items()}, file)
-    training.model.simclr.load_state_dict(saved["model"])
-    try:
-        training.state.load_state_dict(saved["meta"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(file, "state", error, "a checkpoint of the same configuration") from error
-    training.guard.load_state_dict(saved.get("guard", {}))
-    training.pace.load(saved.get("pace", {}))
-    say(f"pre-training {run.arm}: going on from step {training.state.step} of {training.schedule.steps}")
-    return saved["seconds"]
-
-
-def _save(run: Run, training: _Training, seconds: float) -> None:
-    # The module's state has θ and φ too, but only it has the running statistics.
-    state = {
-        "meta": training.state.state_dict(),
-        "model": training.model.simclr.state_dict(),
-        "guard": training.guard.state_dict(),
-        "pace": training.pace.medians(),
-        "seconds": seconds,
-    }
-    save_checkpoint(run.checkpoint, state, run.previous)
-    training.pace.saved()
-
-
-def _broken(training: _Training) -> Failure | None:
-    """What would make a checkpoint worthless: the loss says so a step later, when the last good one is gone."""
-    name = not_finite({**training.model.simclr.state_dict(), **training.state.psi})
-    return (
-        None
-        if name is None
-        else Failure("weights", f"{name} is not finite; try smaller learning rates", "stop")
-    )
-
-
-def _logged(report: Report, failure: Failure | None, training: _Training, seconds: float) -> dict[str, Any]:
-    values: dict[str, Any] = {"pretrain_loss": report.pretrain_loss, "seconds": seconds}
-    values["epoch"] = (report.step + 1) / training.batches.steps_per_epoch
-    if report.head_loss is not None:
-        values["head_loss"] = report.head_loss
-    if report.hyper is not None:
-        values["hyper"] = report.diagnostics
-        values["skipped"] = report.skipped
-        values["solver"] = report.hyper.inverse.result.name.lower()
-    if failure is not None:
-        values["failure"] = asdict(failure)
-        values["step_size"] = training.guard.step_size
-    if training.model.augmenter is not None:
-        values |= training.model.augmenter.trace()
-    if training.model.weights is not None:
-        values |= training.model.weights.trace()
-    return values
 
 
 def note_data(run: Run, cohort: Cohort) -> None:

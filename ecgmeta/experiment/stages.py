@@ -17,8 +17,8 @@ from ecgmeta.experiment.pretrain import metaft, pretrain
 from ecgmeta.experiment.report import report
 from ecgmeta.experiment.run import Run
 from ecgmeta.experiment.search import search
-from ecgmeta.experiment.sinks import check_sinks
 from ecgmeta.runtime.files import folder_lock
+from ecgmeta.runtime.logs import check_sinks
 from ecgmeta.runtime.progress import progress_bar, say
 from ecgmeta.runtime.ranks import find_ranks
 from ecgmeta.runtime.signals import stop_at_once
@@ -37,7 +37,7 @@ def run_experiment(folder: Path, config: Experiment) -> dict[str, Any] | None:
 def _run_experiment(folder: Path, config: Experiment) -> dict[str, Any] | None:
     # First everything that can be wrong: bad input leaves no run folder behind, and is not found out hours later.
     Run.check(folder, config)
-    check_sinks(config)
+    check_sinks(config.log)
     cohort = _load(config)
     if set(GUIDED) & {config.pretrain.arm, *config.compare}:
         metaft(config, cohort)

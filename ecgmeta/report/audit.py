@@ -13,10 +13,10 @@ from ecgmeta.data.auditing.audit import Audit
 from ecgmeta.data.auditing.findings import CHECKS, Finding, by_check
 from ecgmeta.data.auditing.pool import COMMON, comparable, pairs_together
 from ecgmeta.report.content import Histogram
-from ecgmeta.report.page import Picture, as_histogram, as_picture, fill
 from ecgmeta.report.paper import paper_notes, plot_ecg, thinned
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.files import write_text
+from ecgmeta.runtime.page.shell import Picture, as_histogram, as_picture, fill
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,6 +57,7 @@ def render_audit(audit: Audit) -> str:
     groups = by_check(audit.findings)
     drawn, not_drawn = _pictures(audit, groups)
     return fill(
+        "ecgmeta.report",
         "audit.html",
         audit=audit,
         summary=audit.summary,

@@ -19,8 +19,8 @@ from ecgmeta.report.card import (
 )
 from ecgmeta.report.content import Histogram
 from ecgmeta.report.intervals import QUANTITIES, Quantity
-from ecgmeta.report.page import Picture, as_histogram, as_picture, fill
 from ecgmeta.report.paper import paper_notes, plot_ecg, thinned
+from ecgmeta.runtime.page.shell import Picture, as_histogram, as_picture, fill
 
 MAIN = ("heart_rate", "pr", "qrs", "qt", "qtc", "axis", "st_II", "st_V2", "st_V5")
 CHARTS = ("heart_rate", "pr", "qrs", "qtc", "axis", "st_V5")
@@ -34,6 +34,7 @@ def render_card(card: Card) -> str:
     typical, changed = typical_and_changed(card)
     flagged = [case for case in card.cases if case.crossed]
     return fill(
+        "ecgmeta.report",
         "card.html",
         card=card,
         verdict=said,

@@ -7,7 +7,6 @@ shown), every part may be left empty (its section is then left out), and a numbe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,28 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.page.charts import Curve as Curve
+from ecgmeta.runtime.page.charts import Estimate as Estimate
+from ecgmeta.runtime.page.charts import Histogram as Histogram
 
 Protocol = Literal["full", "linear"]
 PROTOCOLS: dict[str, str] = {"full": "Full fine-tuning", "linear": "Linear probe"}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % interval; ``nan`` where there is none.
-
-    ``value`` usually lies between ``low`` and ``high``, but need not: a bootstrap may miss it.
-
-    Raises:
-        InputError: ``low > high``.
-    """
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-    def __post_init__(self) -> None:
-        if self.low > self.high:
-            raise InputError("report", "interval", f"low {self.low} above high {self.high}", "low <= high")
 
 
 @dataclass(frozen=True)
@@ -101,24 +84,6 @@ class ResultsTable:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Lines over training: ``series[name] = (x, y)``; a non-finite y is a gap, and the caption says so."""
-
-    title: str
-    x_label: str
-    y_label: str
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
-    log_y: bool = False
-    caption: str = ""
-
-    def __post_init__(self) -> None:
-        for name, (x, y) in self.series.items():
-            if len(x) != len(y):
-                where = f"curve {self.title}"
-                raise InputError(where, f"series {name}", f"{len(x)} x and {len(y)} y", "as many of each")
-
-
-@dataclass(frozen=True)
 class Parameter:
     """A learned quantity before and after meta-learning; numbers or ready text, None where there is none."""
 
@@ -126,25 +91,6 @@ class Parameter:
     unit: str
     before: float | str | None
     after: float | str | None
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Binned distributions over shared bin edges, e.g. displacement in ms; ``series[name]`` holds counts per bin."""
-
-    title: str
-    x_label: str
-    edges: Sequence[float]
-    series: Mapping[str, Sequence[float]]
-    caption: str = ""
-
-    def __post_init__(self) -> None:
-        for name, counts in self.series.items():
-            if len(counts) != len(self.edges) - 1:
-                where = f"histogram {self.title}"
-                raise InputError(
-                    where, f"counts of {name}", len(counts), f"{len(self.edges) - 1} (one per bin)"
-                )
 
 
 @dataclass(frozen=True)

@@ -3,52 +3,34 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ecgmeta.report.content import (
     PROTOCOLS,
     AugmenterSummary,
-    Curve,
-    Estimate,
-    Histogram,
     ReportContent,
     ResultRow,
     ResultsTable,
     ViewPair,
 )
-from ecgmeta.report.curves import (
-    change,
-    forest_figure,
-    histogram_figure,
-    interval,
-    line_figure,
-    sweep_figure,
-)
-from ecgmeta.report.figures import MM_PER_INCH, data_uri
+from ecgmeta.report.curves import sweep_figure
 from ecgmeta.report.paper import paper_notes, plot_ecg
-from ecgmeta.runtime.errors import InputError
-from ecgmeta.runtime.files import PART
+from ecgmeta.runtime.page.charts import Estimate, change, forest_figure, interval
+from ecgmeta.runtime.page.shell import (
+    Picture,
+    as_curve,
+    as_histogram,
+    as_picture,
+    fill,
+    thousands,
+    write_page,
+)
 
 PICTURE_BUDGET = 2_000_000  # characters of recordings in a page; what does not fit is left out, and counted
 
 ARMS_BESIDE = 6  # arms in a table of labels: what A4 holds
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image of the page: `alt` for who cannot see it, `width` in mm at 100 %."""
-
-    address: str
-    alt: str
-    width: float
-    title: str = ""
-    caption: str = ""
 
 
 def render(content: ReportContent) -> str:
@@ -58,32 +40,15 @@ def render(content: ReportContent) -> str:
     """
     examples, left_out = _examples(content.examples)
     return fill(
+        "ecgmeta.report",
         "page.html",
         content=content,
         results=_results(content.results) if content.results and content.results.rows else None,
-        curves=[_curve(curve) for curve in content.curves if curve.series],
+        curves=[as_curve(curve) for curve in content.curves if curve.series],
         augmenter=_augmenter(content.augmenter) if content.augmenter else None,
         examples=examples,
         left_out=left_out,
     )
-
-
-def fill(template: str, **values: Any) -> str:
-    """One of the templates beside this file, filled. Every text is escaped."""
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    here = resources.files("ecgmeta.report")
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=FunctionLoader(lambda name: here.joinpath(name).read_text("utf-8")),
-    )
-    environment.filters.update(number=_number, thousands=_thousands)
-    text = environment.get_template(template).render(**values)
-    # File names may hold bytes that are not text; a page must still be UTF-8.
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def write(content: ReportContent, path: str | Path) -> Path:
@@ -92,27 +57,7 @@ def write(content: ReportContent, path: str | Path) -> Path:
     Raises:
         InputError: the folder does not exist or cannot be written.
     """
-    path = Path(path)
-    text = render(content)
-    if not path.parent.is_dir():
-        raise InputError(path, "report", "no such folder", "an existing folder")
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
-    except OSError as error:
-        raise InputError(path, "report", error.strerror, "a folder that can be written") from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp makes files for the owner's eyes only; reports are shared
-        os.replace(name, path)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise InputError(path, "report", error.strerror, "a file that can be written") from error
-        raise
-    return path
+    return write_page(render(content), path)
 
 
 def _results(table: ResultsTable) -> dict[str, Any]:
@@ -171,7 +116,7 @@ def _group(rows: Sequence[ResultRow]) -> dict[str, Any]:
     best = max(shown) if len(shown) > 1 else math.nan
     names = list(dict.fromkeys(name for row in rows for name in row.per_label))
     return {
-        "heading": f"{PROTOCOLS[rows[0].protocol]}, {_thousands(rows[0].labels)} labelled recordings",
+        "heading": f"{PROTOCOLS[rows[0].protocol]}, {thousands(rows[0].labels)} labelled recordings",
         "rows": [
             {
                 "arm": row.arm,
@@ -197,31 +142,7 @@ def _labels(names: Sequence[str], rows: Sequence[ResultRow]) -> dict[str, Any]:
 def _label(name: str, rows: Sequence[ResultRow]) -> dict[str, Any]:
     positives = sorted({row.per_label[name].positives for row in rows if name in row.per_label})
     cells = [interval(row.per_label[name].auroc) if name in row.per_label else "not scored" for row in rows]
-    return {"name": name, "positives": " or ".join(map(_thousands, positives)), "cells": cells}
-
-
-def _curve(curve: Curve) -> Picture:
-    ends = []
-    for name, (_, y) in curve.series.items():
-        finite = [value for value in y if math.isfinite(value)]
-        ends.append(
-            f"{name} from {finite[0]:.3g} to {finite[-1]:.3g}" if finite else f"{name} without values"
-        )
-    shown = [
-        f"{name}: {_lost(y, curve.log_y)}" for name, (_, y) in curve.series.items() if _lost(y, curve.log_y)
-    ]
-    caption = " ".join(filter(None, [curve.caption, "Not drawn: " + "; ".join(shown) + "." if shown else ""]))
-    alt = f"{curve.title}: {curve.y_label} over {curve.x_label}; " + ", ".join(ends) + "."
-    return as_picture(line_figure(curve), alt, curve.title, caption)
-
-
-def _lost(y: Sequence[float], log_y: bool) -> str:
-    broken = sum(not math.isfinite(value) for value in y)
-    flat = sum(math.isfinite(value) and value <= 0 for value in y) if log_y else 0
-    parts = [f"{broken} of {len(y)} points not finite"] if broken else []
-    return ", ".join(
-        parts + ([f"{flat} of {len(y)} points not above 0 on a logarithmic scale"] if flat else [])
-    )
+    return {"name": name, "positives": " or ".join(map(thousands, positives)), "cells": cells}
 
 
 def _augmenter(summary: AugmenterSummary) -> dict[str, Any]:
@@ -230,12 +151,6 @@ def _augmenter(summary: AugmenterSummary) -> dict[str, Any]:
         "has_units": any(parameter.unit for parameter in summary.parameters),
         "pictures": [as_histogram(histogram) for histogram in summary.distributions if histogram.series],
     }
-
-
-def as_histogram(histogram: Histogram) -> Picture:
-    """A distribution as an image of the page."""
-    said = f"{histogram.title}: distribution of {histogram.x_label} for {', '.join(histogram.series)}."
-    return as_picture(histogram_figure(histogram), said, histogram.title, histogram.caption)
 
 
 def _examples(pairs: Sequence[ViewPair]) -> tuple[list[Picture], int]:
@@ -250,20 +165,3 @@ def _examples(pairs: Sequence[ViewPair]) -> tuple[list[Picture], int]:
             return pictures, len(pairs) - len(pictures)
         pictures.append(picture)
     return pictures, 0
-
-
-def as_picture(figure: Any, alt: str, title: str = "", caption: str = "") -> Picture:
-    """A figure as an image of the page."""
-    width = round(figure.get_figwidth() * MM_PER_INCH, 2)
-    return Picture(data_uri(figure), " ".join(alt.split()), width, title, caption)
-
-
-def _number(value: float | str | None) -> str:
-    """Text as it is, numbers to four digits, a dash for none."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "—"
-    return value if isinstance(value, str) else f"{value:.4g}".replace("-", "−")
-
-
-def _thousands(value: float) -> str:
-    return f"{value:,}"

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgmeta.report.figures import INK, MM_PER_INCH, PALETTE, clean, legend_name, style
 from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.page.figures import INK, MM_PER_INCH, PALETTE, clean, legend_name, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,9 @@ Everything is checked when it is read: an unknown key names the nearest known on
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -64,6 +65,49 @@ def to_yaml(config: Any) -> str:
 def difference(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     """(key, old value, new value) of every leaf in which two configurations of one schema differ."""
     return [(key, a, b) for (key, a), (_, b) in zip(_leaves(old), _leaves(new), strict=True) if a != b]
+
+
+def at(config: Any, key: str) -> Any:
+    """The value at a dotted key."""
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def need(ok: bool, key: str, found: Any, expected: str) -> None:
+    """Raise :class:`InputError` about a key unless ``ok``."""
+    if not ok:
+        raise InputError("configuration", key, repr(found), expected)
+
+
+def check_values(
+    config: Any,
+    choices: Mapping[str, Sequence[str]],
+    positive: Sequence[str] = (),
+    not_negative: Sequence[str] = (),
+    below_one: Sequence[str] = (),
+) -> None:
+    """Check keys against what they may hold.
+
+    Args:
+        choices: key -> the texts that it, or every item of its list, may be.
+        positive: keys of finite numbers above 0.
+        not_negative: keys of finite numbers that are at least 0.
+        below_one: keys of numbers below 1.
+
+    Raises:
+        InputError: naming the first key that is wrong.
+    """
+    for key, known in choices.items():
+        value = at(config, key)
+        for one in value if isinstance(value, list) else [value]:
+            need(one in known, key, one, f"one of {list(known)}")
+    for key in positive:
+        need(0 < at(config, key) < math.inf, key, at(config, key), "a number above 0")
+    for key in not_negative:
+        need(0 <= at(config, key) < math.inf, key, at(config, key), "0 or more")
+    for key in below_one:
+        need(at(config, key) < 1, key, at(config, key), "below 1")
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

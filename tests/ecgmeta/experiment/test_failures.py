@@ -18,7 +18,8 @@ from torch import Tensor
 from ecgmeta.augment import LearnedWarp
 from ecgmeta.bilevel import MetaState, Report, Result
 from ecgmeta.experiment.config import Meta
-from ecgmeta.experiment.failures import LOGIT_LIMIT, MOST_SHRINKS, Failure, PhiGuard, not_finite
+from ecgmeta.experiment.failures import LOGIT_LIMIT, AugmenterGuard
+from ecgmeta.runtime.failures import MOST_SHRINKS, Failure, not_finite
 from ecgmeta.runtime.files import load_checkpoint
 
 THROUGH = "through=pretrain"
@@ -53,7 +54,7 @@ def _move(state: MetaState, by: dict[str, list[float]]) -> None:
 
 def test_a_step_within_the_limits_is_left_alone() -> None:
     state = _state(g=1.0, other=1.0)
-    guard = PhiGuard(Meta(), state)
+    guard = AugmenterGuard(Meta(), state)
     _move(state, {"g": [8.9, -10.9], "other": [1e6, 0.0]})  # only magnitudes and chances have limits
     assert guard(_report()) is None
     assert guard(Report(3, 1.0)) is None
@@ -68,7 +69,7 @@ def test_a_step_within_the_limits_is_left_alone() -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_what_leaves_its_limit_stays_and_the_rest_of_phi_moves(name: str, limit: float, sign: int) -> None:
     state = _state(**{name: 1.0, "other": 1.0})
-    guard = PhiGuard(Meta(), state)
+    guard = AugmenterGuard(Meta(), state)
     _move(state, {name: [sign * (limit + 2), 0.5], "other": [0.25, 0.25]})
     failure = guard(_report())
     assert failure is not None
@@ -82,14 +83,14 @@ def test_what_leaves_its_limit_stays_and_the_rest_of_phi_moves(name: str, limit:
 
 def test_a_limit_of_zero_is_none() -> None:
     state = _state(g=1.0)
-    guard = PhiGuard(Meta(magnitude_limit=0.0), state)
+    guard = AugmenterGuard(Meta(magnitude_limit=0.0), state)
     _move(state, {"g": [1e6, 1e6]})
     assert guard(_report()) is None
 
 
 def test_phi_that_is_not_finite_comes_back_whole_with_its_optimiser() -> None:
     state = _state(g=1.0, other=2.0)
-    guard = PhiGuard(Meta(), state)
+    guard = AugmenterGuard(Meta(), state)
     for value in state.phi.values():
         value.grad = torch.full((2,), float("nan"))
     state.phi_optimizers[0].step()
@@ -116,7 +117,7 @@ def test_phi_that_is_not_finite_comes_back_whole_with_its_optimiser() -> None:
 )
 def test_shrinking_halves_what_is_to_blame(result: Result, kind: str, step_size: float, lr: float) -> None:
     state = _state(g=1.0)
-    guard = PhiGuard(Meta(on_failure="shrink"), state)
+    guard = AugmenterGuard(Meta(on_failure="shrink"), state)
     failure = guard(_report(result=result, skipped="why"))
     assert failure == Failure(kind, "why", "shrink")
     assert guard.step_size == step_size
@@ -124,26 +125,26 @@ def test_shrinking_halves_what_is_to_blame(result: Result, kind: str, step_size:
 
 
 def test_the_solver_takes_the_smaller_step_size() -> None:
-    guard = PhiGuard(Meta(on_failure="shrink", inverse="identity", step_size=1.0), _state(g=1.0))
+    guard = AugmenterGuard(Meta(on_failure="shrink", inverse="identity", step_size=1.0), _state(g=1.0))
     v = {"w": torch.tensor([4.0])}
     assert guard.solve(lambda u: u, v).value["w"].item() == 4.0
     guard(_report(result=Result.DIVERGED, skipped="why"))
     assert guard.solve(lambda u: u, v).value["w"].item() == 2.0
-    series = PhiGuard(Meta(on_failure="shrink", terms=1, step_size=0.5), _state(g=1.0))
+    series = AugmenterGuard(Meta(on_failure="shrink", terms=1, step_size=0.5), _state(g=1.0))
     series(_report(result=Result.DIVERGED, skipped="why"))
     # α = 1/4, H = 2: α(1 + (1 − 2α)) v = 0.375 v
     assert series.solve(lambda u: {"w": 2 * u["w"]}, v).value["w"].item() == pytest.approx(1.5)
 
 
 def test_a_rate_that_was_halved_too_often_stops() -> None:
-    guard = PhiGuard(Meta(on_failure="shrink"), _state(g=1.0))
+    guard = AugmenterGuard(Meta(on_failure="shrink"), _state(g=1.0))
     actions = [guard(_report(result=Result.DIVERGED, skipped="why")) for _ in range(MOST_SHRINKS + 1)]
     assert [each.action for each in actions if each] == ["shrink"] * MOST_SHRINKS + ["stop"]
 
 
 def test_a_flood_is_not_said_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
-    guard = PhiGuard(Meta(), _state(g=1.0))
-    with mock.patch("ecgmeta.experiment.failures.say") as said:
+    guard = AugmenterGuard(Meta(), _state(g=1.0))
+    with mock.patch("ecgmeta.runtime.failures.say") as said:
         for step in range(100):
             guard(_report(step, Result.DIVERGED, "the series grew"))
     lines = [call.args[0] for call in said.call_args_list]

@@ -8,7 +8,8 @@ import pytest
 
 from ecgmeta.bilevel import Schedule
 from ecgmeta.experiment.config import Experiment
-from ecgmeta.experiment.pace import Pace, phi_step_guess
+from ecgmeta.experiment.pace import phi_step_guess
+from ecgmeta.runtime.pace import Pace
 from ecgmeta.runtime.progress import TimeLeft
 
 

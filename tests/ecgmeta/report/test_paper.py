@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ecgmeta.report import plot_ecg
-from ecgmeta.report.figures import svg
 from ecgmeta.report.paper import Layout, paper_notes
 from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.page.figures import svg
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 FS = 100.0

@@ -11,7 +11,7 @@ from matplotlib.collections import PolyCollection
 
 from ecgmeta.report import Estimate, ReportContent, ResultRow, ResultsTable, render
 from ecgmeta.report.curves import sweep_figure
-from ecgmeta.report.figures import svg
+from ecgmeta.runtime.page.figures import svg
 
 FULL = {
     "meta": [(100, Estimate(0.7, 0.65, 0.74)), (500, Estimate(0.8, 0.78, 0.83))],

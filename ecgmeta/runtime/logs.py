@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from ecgmeta.experiment.config import Experiment
-from ecgmeta.experiment.run import Run
 from ecgmeta.runtime.files import MetricLog, read_log
+from ecgmeta.runtime.runs import RunFolder
 from ecgmeta.runtime.sinks import Sink, TensorBoard, WandB, need
 
 
-def check_sinks(config: Experiment) -> None:
+@dataclass
+class Log:
+    """Where metrics go beside the run's metrics.jsonl."""
+
+    tensorboard: bool = False  # event files in the run folder; needs ecgmeta[tensorboard]
+    wandb: str = ""  # project of Weights & Biases; needs ecgmeta[wandb]; empty: none
+    wandb_mode: str = "offline"  # sends nothing until `wandb sync`, because runs name their data; or "online"
+
+
+def check_sinks(log: Log) -> None:
     """Raise :class:`InputError` where a package that ``log`` asks for is not installed: before the data are read."""
-    if config.log.tensorboard:
+    if log.tensorboard:
         need("tensorboard", "log.tensorboard")
-    if config.log.wandb:
+    if log.wandb:
         need("wandb", "log.wandb")
 
 
-def open_sinks(run: Run, metrics: MetricLog) -> list[Sink]:
-    """What ``run.config.log`` asks for, beside ``metrics``, the run's own log."""
-    log = run.config.log
+def open_sinks(log: Log, run: RunFolder[Any], name: str, metrics: MetricLog) -> list[Sink]:
+    """What ``log`` asks for, beside ``metrics``, the run's own log; ``name`` is how the run is shown there."""
     sinks: list[Sink] = []
     if log.tensorboard:
-        sinks.append(TensorBoard(run.folder / "tensorboard", read_log(run.metrics)))
+        sinks.append(TensorBoard(run.folder / "tensorboard", read_log(metrics.path)))
     if log.wandb:
         begun = "wandb" in run.info
         if not begun:
@@ -35,7 +43,7 @@ def open_sinks(run: Run, metrics: MetricLog) -> list[Sink]:
                 run.info["wandb"],
                 run.folder,
                 mode=log.wandb_mode,
-                name=f"{run.folder.name}-{run.arm}-s{run.config.seed}",
+                name=name,
                 config=asdict(run.config),
                 first=metrics.new if begun else 0,
             )

@@ -1,0 +1,85 @@
+"""Batches by number: every draw is a function of (seed, what it is for, which step), so a resumed run sees the same ones."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from ecgmeta.runtime.seeds import numpy_generator
+from ppi_extension.data.store import EgoData, Which
+from ppi_extension.experiment.cohort import Cohort
+from ppi_extension.experiment.config import Experiment, Meta
+from ppi_extension.splits import Rows
+
+
+class EgoBatches:
+    """The batches of one run, as :class:`ecgmeta.bilevel.Batches`.
+
+    Pre-training rows come in epochs of their own order; a rest smaller than a batch is left out, as batch statistics of a few
+    graphs would be. Batches for φ are drawn anew each time.
+
+    Args:
+        meta: the φ step's settings in this arm.
+        tasks: the labels to pre-train on: ``"finetune"`` for the ceiling.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        config: Experiment,
+        meta: Meta,
+        seed: int,
+        *,
+        tasks: Which = "pretrain",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._cohort, self._meta, self._seed, self._tasks = cohort, meta, seed, tasks
+        self._legacy = config.pretrain.legacy_center_index
+        self._device = torch.device(device)
+        self.batch_size = min(config.pretrain.batch_size, len(cohort.pretrain))
+        self.steps_per_epoch = len(cohort.pretrain) // self.batch_size
+        self._epoch: tuple[int, Rows] = (-1, cohort.pretrain)
+        self._seen = torch.tensor(cohort.seen)
+        both = (cohort.metaft_train, cohort.metaft_validation)
+        # The closed-form head leaves each example out in turn: it needs no split, and all that there is.
+        self._validation = both[1] if meta.head == "unroll" else np.concatenate(both)
+
+    def steps(self, epochs: float) -> int:
+        """Steps of so many epochs, at least 1."""
+        return max(1, math.ceil(epochs * self.steps_per_epoch))
+
+    def pretrain(self, step: int) -> EgoData:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch[0]:
+            order = numpy_generator(self._seed, "epoch", epoch).permutation(self._cohort.pretrain)
+            self._epoch = epoch, order
+        return self._pretraining(self._epoch[1][place * self.batch_size : (place + 1) * self.batch_size])
+
+    def hyper(self, step: int, k: int) -> EgoData:
+        size = self._meta.hyper_batch_size or self.batch_size
+        return self._pretraining(self._draw(self._cohort.pretrain, size, "hyper", step, k))
+
+    def train(self, step: int, k: int) -> EgoData:
+        rows = self._draw(self._cohort.metaft_train, self._meta.batch_size, "train", step, k)
+        return self._finetuning(rows)
+
+    def validation(self, step: int, k: int) -> EgoData:
+        rows = self._draw(self._validation, self._meta.validation_size, "validation", step, k)
+        return self._finetuning(rows)
+
+    def _draw(self, rows: Rows, size: int, name: str, step: int, k: int) -> Rows:
+        rng = numpy_generator(self._seed, name, step, k)
+        return rng.choice(rows, min(size, len(rows)), replace=False)
+
+    def _pretraining(self, rows: Rows) -> EgoData:
+        data = self._cohort.store.collate(rows, labels=(self._tasks,), legacy_center_index=self._legacy)
+        if self._tasks == "finetune":
+            data.pretrain_labels = data.finetune_labels
+        return data.to(self._device)
+
+    def _finetuning(self, rows: Rows) -> EgoData:
+        data = self._cohort.store.collate(rows, labels=("finetune",))
+        data.finetune_labels = data.finetune_labels[:, self._seen]
+        return data.to(self._device)

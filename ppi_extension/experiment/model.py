@@ -1,0 +1,87 @@
+"""The networks of an arm, and the problem they pose to the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ecgmeta.runtime.seeds import seeded, torch_generator
+from ppi_extension.data.store import EgoStore
+from ppi_extension.experiment.cohort import Cohort
+from ppi_extension.experiment.config import FROM_META, RULES, Experiment, Meta
+from ppi_extension.gnn import EgoGNN, TaskHead
+from ppi_extension.problem import TaskProblem
+from ppi_extension.task_weights import TaskWeights
+from ppi_extension.weighting import Weighting, create
+
+
+@dataclass(frozen=True)
+class Model:
+    """The networks of one arm and its problem; all live, so that training the problem trains them.
+
+    Attributes:
+        rule: what weighs the tasks where it is not ``task_weights``.
+    """
+
+    encoder: EgoGNN
+    task_weights: TaskWeights
+    problem: TaskProblem
+    rule: Weighting | None
+
+    def weights(self) -> Tensor:
+        """(T,) the weights in use, detached."""
+        return (self.task_weights() if self.rule is None else self.rule.weights()).detach()
+
+
+def build(config: Experiment, cohort: Cohort, arm: str, seed: int, learned: TaskWeights | None) -> Model:
+    """The networks of ``arm``. Equal seeds give every arm the same initial weights, but for those that take the weights that
+    meta has ``learned``: they start anew.
+    """
+    again = "again" if arm in FROM_META else "first"
+    store = cohort.store
+    terms = store.finetune_terms if arm == "ceiling" else store.pretrain_terms
+    encoder = build_encoder(config, store, seed, again)
+    with seeded(seed, "pre-training head", again):
+        head = TaskHead(encoder.num_features, len(terms))
+    with seeded(seed, "fine-tuning head", again):
+        finetune_head = TaskHead(encoder.num_features, len(cohort.seen))
+    weights = TaskWeights(len(terms), cast(Any, config.meta.transform), terms)
+    if (start := _start(arm, len(terms), seed, learned)) is not None:
+        with torch.no_grad():
+            weights.z.copy_(start)
+    rule = _rule(arm, len(terms), seed, config.meta) if arm in RULES else None
+    mode = "eval" if rule is None else rule.finetune_mode
+    problem = TaskProblem(encoder, head, finetune_head, weights, finetune_mode=mode, seed=seed)
+    return Model(encoder, weights, problem, rule)
+
+
+def _rule(arm: str, tasks: int, seed: int, meta: Meta) -> Weighting:
+    """Another rule, with the settings of the φ step where it has the like."""
+    settings: dict[str, Any] = {}
+    if arm in ("cosine", "cotrain", "cotrain_pcgrad"):
+        settings["head_lr"] = meta.head_lr
+    if arm == "cosine":
+        settings |= {"period": meta.period, "lr": meta.lr}
+    return create(arm, tasks, seed=seed, **settings)
+
+
+def build_encoder(config: Experiment, store: EgoStore, seed: int, name: str = "first") -> EgoGNN:
+    """A fresh encoder for the graphs of a store."""
+    channels = store[0].edge_attr.shape[1]
+    how = config.encoder
+    with seeded(seed, "encoder", name):
+        return EgoGNN(channels, how.width, how.layers, how.dropout, norm=cast(Any, how.norm))
+
+
+def _start(arm: str, tasks: int, seed: int, learned: TaskWeights | None) -> Tensor | None:
+    """Where z starts; None: at 0, where all weights are 1."""
+    generator = torch_generator(seed, "weights", arm)
+    if arm == "random_weights":  # uniform between 0 and 2, where they are 2·sigmoid(z)
+        return torch.rand(tasks, generator=generator).clamp(0.01, 0.99).logit()
+    if learned is None:
+        return None
+    z = learned.z.detach()
+    return z[torch.randperm(tasks, generator=generator)] if arm == "permuted" else z

@@ -1,0 +1,93 @@
+"""Configurations: every committed one is whole, and what is wrong is said with the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ecgmeta.runtime.errors import InputError
+from ppi_extension.experiment.config import ARMS, FROM_META, RULES, VARIANTS, of_arm, read
+
+ROOT = Path(__file__).resolve().parents[3]
+COMMITTED = sorted((ROOT / "configs" / "ppi").glob("*.yaml"))
+DEMO = ROOT / "ppi_extension" / "experiment" / "demo.yaml"
+
+
+def test_there_are_configurations() -> None:
+    assert {file.name for file in COMMITTED} >= {"paper.yaml", "ohmnet_meta.yaml"}
+
+
+@pytest.mark.parametrize("file", [*COMMITTED, DEMO], ids=lambda file: file.name)
+def test_a_committed_configuration_is_valid_and_says_how_it_is_run(file: Path) -> None:
+    read(file, [])
+    first = file.read_text(encoding="utf-8").splitlines()[0]
+    command = (
+        "ppi-extension demo" if file == DEMO else f"ppi-extension pretrain --config configs/ppi/{file.name}"
+    )
+    assert first.startswith("# ")
+    assert command in first
+
+
+def test_the_papers_constants() -> None:
+    config = read(ROOT / "configs" / "ppi" / "paper.yaml", [])
+    assert (config.encoder.width, config.encoder.layers, config.encoder.dropout) == (300, 5, 0.2)
+    assert (config.pretrain.epochs, config.pretrain.batch_size, config.pretrain.lr) == (100, 32, 1e-4)
+    assert config.pretrain.legacy_center_index
+    meta = config.meta
+    assert (meta.period, meta.unroll, meta.inverse, meta.terms, meta.warmup_epochs) == (
+        10,
+        1,
+        "neumann",
+        1,
+        1,
+    )
+    assert (meta.lr, meta.head_lr, meta.step_size, meta.scaling, meta.transform) == (
+        1,
+        1e-4,
+        1e-4,
+        "none",
+        "sigmoid",
+    )
+    assert (config.finetune.epochs, config.finetune.dropout) == (50, 0.5)
+    assert (config.finetune.lr, config.finetune.full_lr) == (1e-4, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("meta.perod=3", "the nearest is 'meta.period'"),
+        ("arms=[supervized]", "one of"),
+        ("arms=[]", "one or more"),
+        ("arms=[supervised,supervised]", "each once"),
+        ("arms=[supervised,permuted]", "meta, whose weights it takes"),
+        ("pretrain.lengths=[0.5]", "the last one 1.0"),
+        ("pretrain.lengths=[1.0,0.5]", "ascending"),
+        ("data.test_fraction=0.9", "below 1"),
+        ("meta.share=1.5", "at most 1"),
+        ("meta.folds=1", "2 or more"),
+        ("meta.beta2=1", "below 1"),
+        ("finetune.protocols=[]", "one or more"),
+        ("meta.lr=0", "above 0"),
+        ("meta.clip=-1", "0 or more"),
+        ("pretrain.batch_size=1", "at least 2"),
+    ],
+)
+def test_what_is_wrong_is_said(override: str, said: str) -> None:
+    with pytest.raises(InputError, match=override.partition("=")[0].split(".")[-1]) as raised:
+        read(None, [override])
+    assert said in str(raised.value)
+
+
+def test_every_arm_is_of_one_kind() -> None:
+    plain = {"none", "supervised", "random_weights", "ceiling"}
+    kinds = [set(RULES), set(FROM_META), set(VARIANTS), plain]
+    assert set.union(*kinds) == set(ARMS)
+    assert sum(map(len, kinds)) == len(ARMS)
+
+
+def test_variants_change_the_phi_step_and_nothing_else() -> None:
+    meta = read(None, []).meta
+    assert of_arm(meta, "meta") == meta
+    assert (of_arm(meta, "meta_neumann5").inverse, of_arm(meta, "meta_neumann5").terms) == ("neumann", 5)
+    assert of_arm(meta, "meta_full_unroll").encoder

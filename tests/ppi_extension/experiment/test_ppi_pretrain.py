@@ -1,0 +1,105 @@
+"""What one run's pre-training is made of, without a command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from ppi_run_helpers import TINY
+
+from ppi_extension.data.store import EgoStore
+from ppi_extension.experiment.cohort import divide
+from ppi_extension.experiment.config import read
+from ppi_extension.experiment.pretrain import Training, prepare
+from ppi_extension.experiment.run import Run
+from ppi_extension.task_weights import TaskWeights
+
+
+def _training(
+    store: EgoStore, folder: Path, arm: str, *overrides: str, learned: TaskWeights | None = None
+) -> Training:
+    arms = f"[meta,{arm}]" if learned is not None else f"[{arm}]"
+    config = read(None, [*TINY, f"arms={arms}", *overrides])
+    config.arms = [arm]
+    return prepare(Run(folder / arm, config), divide(store, config, 0), learned)
+
+
+def test_arms_without_phi_steps_may_train_as_long_as_those_cost(store: EgoStore, tmp_path: Path) -> None:
+    settings = ("pretrain.plain_factor=1.5", "pretrain.max_steps=20")
+    steps = {
+        arm: _training(store, tmp_path, arm, *settings).schedule.steps
+        for arm in ("supervised", "famo", "meta")
+    }
+    assert steps == {"supervised": 30, "famo": 30, "meta": 20}
+    lengths = _training(store, tmp_path, "supervised", *settings).lengths
+    assert sorted(lengths) == [15, 30]
+
+
+def test_phi_stands_still_after_its_share_of_the_steps(store: EgoStore, tmp_path: Path) -> None:
+    training = _training(store, tmp_path, "meta", "meta.until=0.5")
+    moved = [report.step for report in training.steps() if report.hyper is not None]
+    assert moved == [1, 3]
+    assert [step for step, _ in training.trajectory] == list(range(9))
+    weights = dict(training.trajectory)
+    assert not weights[2].equal(weights[4])
+    assert weights[4].equal(weights[8])
+
+
+def test_z_is_bounded_and_said_to_be(store: EgoStore, tmp_path: Path) -> None:
+    training = _training(store, tmp_path, "meta", "meta.lr=5", "meta.limit=2")
+    for report in training.steps():
+        if report.hyper is not None:
+            assert float(training.model.task_weights.z.detach().abs().max()) <= 2
+            assert training.logged(report)["at_limit"] > 0
+
+
+def test_adam_moves_z_although_hypergradients_are_below_its_eps(store: EgoStore, tmp_path: Path) -> None:
+    moved = {}
+    for scaling in ("normalise", "none"):
+        training = _training(store, tmp_path, "meta", f"meta.scaling={scaling}", "meta.eps=1")
+        norms = [report.diagnostics["norm"] for report in training.steps() if report.hyper is not None]
+        assert max(norms) < 0.1  # far below this eps, as 1e-9 is below Adam's own
+        moved[scaling] = float(training.model.task_weights.z.detach().norm())
+    assert moved["normalise"] > 10 * moved["none"]
+
+
+def test_learned_weights_are_taken_whole_or_dealt_out_anew(store: EgoStore, tmp_path: Path) -> None:
+    learned = TaskWeights(len(store.pretrain_terms))
+    with torch.no_grad():
+        learned.z.copy_(torch.linspace(-2, 2, len(learned.z)))
+    retrained, permuted = (
+        _training(store, tmp_path, arm, learned=learned).model.task_weights.z.detach()
+        for arm in ("retrained", "permuted")
+    )
+    assert retrained.equal(learned.z.detach())
+    assert not permuted.equal(retrained)
+    assert permuted.sort().values.equal(retrained)
+
+
+def test_random_weights_cover_the_range_of_the_learned(store: EgoStore, tmp_path: Path) -> None:
+    weights = _training(store, tmp_path, "random_weights").model.weights()
+    assert 0 < float(weights.min()) < 0.2
+    assert 1.8 < float(weights.max()) < 2
+
+
+def test_equal_seeds_start_from_equal_encoders_and_other_seeds_do_not(
+    store: EgoStore, tmp_path: Path
+) -> None:
+    one, two = (_training(store, tmp_path, arm).model.encoder.state_dict() for arm in ("supervised", "meta"))
+    other = _training(store, tmp_path, "meta", "first_seed=1").model.encoder.state_dict()
+    name = next(name for name, value in one.items() if value.ndim == 2)
+    assert all(one[key].equal(two[key]) for key in one)
+    assert not one[name].equal(other[name])
+
+
+@pytest.mark.parametrize("head", ["unroll", "ridge"])
+def test_the_hypergradient_is_the_same_when_a_step_is_taken_again(
+    store: EgoStore, tmp_path: Path, head: str
+) -> None:
+    found = []
+    for _ in range(2):
+        training = _training(store, tmp_path, "meta", f"meta.head={head}", "encoder.dropout=0.3")
+        found.append([r.hyper.phi for r in training.steps() if r.hyper is not None])
+    for one, other in zip(*found, strict=True):
+        assert all(one[name].equal(other[name]) for name in one)

@@ -1,0 +1,204 @@
+"""Experiments from the command line to the page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ppi_run_helpers import call, encoders, error_line, metrics, pretrain, results, same_tensors, weights
+
+from ppi_extension.data.store import EgoStore
+from ppi_extension.experiment.config import ARMS, FROM_META, RULES, VARIANTS
+from ppi_extension.experiment.evaluate import separation
+from ppi_extension.experiment.run import Study
+from ppi_extension.experiment.scores import mean_of_tasks, over_seeds, task_auroc
+
+EVERY = f"arms=[{','.join(ARMS)}]"
+
+
+@pytest.fixture(scope="module")
+def every(tmp_path_factory: pytest.TempPathFactory, store_folder: Path) -> Path:
+    """All arms from two seeds, through the page."""
+    folder = tmp_path_factory.mktemp("every") / "study"
+    assert pretrain(folder, store_folder, EVERY, "seeds=2") == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_every_arm_is_in_the_table_with_paired_intervals(every: Path) -> None:
+    found = results(every)
+    assert {row["arm"] for row in found["rows"]} == set(ARMS)
+    reference = next(row for row in found["rows"] if row["arm"] == "supervised")
+    for row in found["rows"]:
+        assert row["auroc"]["n"] == 2
+        if row is reference:
+            assert "difference" not in row
+            continue
+        paired = [row["by_seed"][seed] - reference["by_seed"][seed] for seed in ("0", "1")]
+        expected = over_seeds(paired)
+        assert row["difference"]["value"] == pytest.approx(expected.value)
+        assert row["difference"]["low"] == pytest.approx(expected.low)
+    markdown = (every / "results.md").read_text()
+    assert all(f"| {arm} |" in markdown for arm in ARMS)
+    lines = (every / "results.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(ARMS) * (1 + 8)  # the mean and 8 tasks
+
+
+@pytest.mark.slow
+def test_the_length_is_chosen_on_validation_and_its_test_scores_are_reported(every: Path) -> None:
+    study = Study.open(every)
+    for row in results(every)["rows"]:
+        means = {int(steps): value for steps, value in row["lengths"].items()}
+        assert row["steps"] == max(means, key=lambda steps: means[steps])
+        for seed, value in row["by_seed"].items():
+            file = study.run(row["arm"], int(seed)).score_file("linear", row["steps"])
+            assert value == pytest.approx(mean_of_tasks(np.array(json.loads(file.read_text())["test"])))
+        assert len(means) == (1 if row["arm"] == "none" else 2)
+
+
+@pytest.mark.slow
+def test_what_arms_share_and_in_what_they_differ(every: Path) -> None:
+    study = Study.open(every)
+    runs = {arm: study.run(arm, 0) for arm in ARMS}
+    for arm in VARIANTS:
+        z = weights(runs[arm].weights)["z"]
+        assert float(z.abs().max()) > 0, f"{arm} learned nothing"
+        if arm != "meta":
+            assert not z.equal(weights(runs["meta"].weights)["z"])
+    learned = weights(runs["meta"].weights)["z"]
+    assert weights(runs["retrained"].weights)["z"].equal(learned)
+    permuted = weights(runs["permuted"].weights)["z"]
+    assert not permuted.equal(learned)
+    assert permuted.sort().values.equal(learned.sort().values)
+    assert float(weights(runs["supervised"].weights)["z"].abs().max()) == 0
+    assert float(weights(runs["random_weights"].weights)["z"].std()) > 0.5
+    first = {arm: metrics(runs[arm].folder)[0]["pretrain_loss"] for arm in ARMS if arm != "none"}
+    assert first["meta"] == first["supervised"] == first["random_walk"] == first["cosine"]
+    assert first["retrained"] != first["meta"]  # another initialisation
+    for arm in RULES:
+        assert not same_tensors(*(list(encoders(runs[a].folder).values())[-1] for a in (arm, "supervised")))
+
+
+@pytest.mark.slow
+def test_a_random_walk_moves_as_far_as_learning(every: Path) -> None:
+    study = Study.open(every)
+    steps = {
+        arm: [line["hyper"]["displacement"] for line in metrics(study.run(arm, 0).folder) if "hyper" in line]
+        for arm in ("meta", "random_walk")
+    }
+    assert steps["random_walk"][0] == pytest.approx(steps["meta"][0], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_page_is_whole_and_says_what_was_learned(every: Path, store: EgoStore) -> None:
+    page = (every / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"<script|https?://", page)
+    for text in (
+        "Raised most",
+        "Lowered most",
+        "Weights along pre-training",
+        "meta minus it",
+        "noise 1, drift above",
+    ):
+        assert text in page or text == "noise 1, drift above"
+    assert all(f">{arm}</th>" in page for arm in ARMS)
+    assert all(term in page for term in store.finetune_terms)
+    assert "too few φ steps to tell" in page  # four of them
+
+
+@pytest.mark.slow
+def test_going_on_repeats_nothing_and_more_seeds_are_added(every: Path, store_folder: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in every.glob("runs/*/*/encoders/*/model.safetensors")}
+    assert pretrain(every, store_folder, "arms=[supervised,meta]", "seeds=3") == 0
+    assert all(file.stat().st_mtime_ns == time for file, time in before.items())
+    assert len(results(every)["rows"][0]["by_seed"]) == 3
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(every: Path, tmp_path: Path, store_folder: Path) -> None:
+    folder = tmp_path / "study"
+    arms = "arms=[supervised,meta,permuted]"
+    assert pretrain(folder, store_folder, arms, "seeds=2", "processes=2", "through=evaluate") == 0
+    one, two = Study.open(every), Study.open(folder)
+    for arm in ("supervised", "meta", *FROM_META[:1]):
+        for seed in (0, 1):
+            a, b = (study.run(arm, seed).folder for study in (one, two))
+            assert metrics(a) == metrics(b)
+            assert encoders(a).keys() == encoders(b).keys()
+            assert all(same_tensors(encoders(a)[name], encoders(b)[name]) for name in encoders(a))
+
+
+def test_later_stages_take_new_settings_but_not_those_of_pre_training(
+    tmp_path: Path, store_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "study"
+    assert pretrain(folder, store_folder, "arms=[none,supervised]", "through=evaluate") == 0
+    first = results(folder)["rows"][0]["auroc"]["value"]
+    assert call("finetune", folder, "finetune.epochs=1", "finetune.lr=1e-4") == 0
+    assert call("evaluate", folder) == 0
+    assert results(folder)["rows"][0]["auroc"]["value"] != first
+    capsys.readouterr()
+    assert call("finetune", folder, "pretrain.lr=1") == 2
+    assert "pretrain.lr" in error_line(capsys.readouterr().err)
+    assert pretrain(folder, store_folder, "arms=[none,supervised]", "pretrain.lr=1") == 2
+    assert "choose another --out" in error_line(capsys.readouterr().err)
+
+
+def test_partial_access_scores_the_tasks_that_pre_training_has_not_seen(
+    tmp_path: Path, store_folder: Path, store: EgoStore
+) -> None:
+    folder = tmp_path / "study"
+    assert pretrain(folder, store_folder, "arms=[supervised,meta]", "meta.folds=8", "through=evaluate") == 0
+    for row in results(folder)["rows"]:
+        assert list(row["tasks"]) == [store.finetune_terms[0]]  # fold 0 holds out the first
+    assert "has not seen" in (folder / "results.md").read_text()
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(
+    tmp_path: Path, store_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "study"
+    for overrides, said in (
+        (["data.store=nowhere"], "nowhere"),
+        (["arms=[metta]"], "arms"),
+        (["pretrain.step=3"], "the nearest is 'pretrain."),
+        (["data.test_graphs=[mars]"], "mars"),
+        (["meta.folds=99"], "task folds"),
+    ):
+        assert pretrain(folder, store_folder, *overrides) == 2
+        assert said in error_line(capsys.readouterr().err)
+        assert not folder.exists()
+    assert call("evaluate", tmp_path) == 2
+    assert "made by `ppi-extension pretrain`" in error_line(capsys.readouterr().err)
+
+
+def test_another_store_than_the_one_it_began_with_is_refused(
+    tmp_path: Path, store_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "study"
+    planted = [
+        "data.store=''",
+        "data.planted.genes=90",
+        "data.planted.species=1",
+        "arms=[none]",
+        "through=pretrain",
+    ]
+    assert pretrain(folder, store_folder, *planted) == 0
+    assert pretrain(folder, store_folder, *planted, f"data.store={store_folder}") == 2
+    assert "other graphs" in error_line(capsys.readouterr().err)
+
+
+def test_separation_of_a_planted_problem(tmp_path: Path, store_folder: Path) -> None:
+    run = Study(tmp_path, Study.read(None, [])).run("meta", 0)
+    run.folder.mkdir(parents=True)
+    np.savez_compressed(
+        run.trajectory, steps=np.array([0, 1]), weights=np.array([[1, 1, 1, 1], [0.5, 2, 0.4, 1.0]])
+    )
+    useful = [False, True, False, True]
+    found = separation(run, useful)
+    assert found == 1.0
+    assert found == task_auroc(torch.tensor([[0.5], [2.0], [0.4], [1.0]]), torch.tensor(useful)[:, None])[0]
