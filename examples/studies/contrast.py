@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +93,7 @@ class Contrast:
         """θ and ψ."""
         generator = torch_generator(seed, "theta", *names)
         theta: Tree = {}
-        for k, (rows, columns) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False), 1):
+        for k, (rows, columns) in enumerate(pairwise(WIDTHS), 1):
             theta[f"w{k}"] = torch.randn(rows, columns, generator=generator, dtype=torch.float64) / rows**0.5
             theta[f"b{k}"] = torch.zeros(columns, dtype=torch.float64)
         head = torch.zeros(WIDTHS[2], CLASSES, dtype=torch.float64)

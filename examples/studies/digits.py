@@ -17,14 +17,14 @@ from ecgmeta.runtime.seeds import torch_generator
 
 PRETRAIN, CLASSES = 500, 10
 WIDTHS = (64, 64, 32)
-DECAY = 1e-3  # of ½‖θ‖²·2 in the pre-training loss, so that it has a minimum
 
 
 def rotate(x: Tensor, angle: Tensor) -> Tensor:
     """Images (n, 8, 8) turned by angles (n,) in radians, with bilinear interpolation and black outside."""
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    maps = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
-    grid = F.affine_grid(maps, [len(x), 1, 8, 8], align_corners=False)
+    cos, sin = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
+    across = (torch.arange(8, dtype=x.dtype) - 3.5) / 4  # pixel centres; the image spans −1 to 1
+    u, v = across.view(1, 1, 8), across.view(1, 8, 1)
+    grid = torch.stack([cos * u - sin * v, sin * u + cos * v], -1)
     return F.grid_sample(x.unsqueeze(1), grid, align_corners=False).squeeze(1)
 
 
@@ -62,10 +62,10 @@ class Digits:
 
 
 class DigitsProblem:
-    """``L_FT``: cross-entropy of a linear head on the features; a fine-tuning batch is a tensor of rows of ``data.tuning``."""
+    """``L_PT`` has ``decay·‖θ‖²``, so that it has a minimum. ``L_FT``: cross-entropy of a linear head on the features; a fine-tuning batch is a tensor of rows of ``data.tuning``."""
 
-    def __init__(self, data: Digits) -> None:
-        self.data = data
+    def __init__(self, data: Digits, decay: float) -> None:
+        self.data, self.decay = data, decay
 
     def encode(self, theta: Tree, x: Tensor) -> Tensor:
         hidden = torch.tanh(x.flatten(1) @ theta["w1"] + theta["b1"])
@@ -76,7 +76,7 @@ class DigitsProblem:
         return F.cross_entropy(self.encode(theta, x) @ theta["w3"] + theta["b3"], y, reduction="none")
 
     def penalty(self, theta: Tree) -> Tensor:
-        return DECAY * torch.stack([value.square().sum() for value in theta.values()]).sum()
+        return self.decay * torch.stack([value.square().sum() for value in theta.values()]).sum()
 
     def features(self, theta: Tree, batch: Tensor) -> Tensor:
         return self.encode(theta, self.data.tuning[batch])
@@ -109,8 +109,8 @@ class Rotation(DigitsProblem):
 class ExampleWeights(DigitsProblem):
     """``L_PT``: upright digits, some with a wrong label, each with a weight ``2σ(z)``; φ is z, a batch selects rows."""
 
-    def __init__(self, data: Digits, labels: Tensor) -> None:
-        super().__init__(data)
+    def __init__(self, data: Digits, decay: float, labels: Tensor) -> None:
+        super().__init__(data, decay)
         self.labels = labels
 
     def pretrain_loss(self, theta: Tree, phi: Tree, batch: Tensor) -> Tensor:

@@ -252,7 +252,7 @@ def _plain_step(run: _Run, theta: Tree, phi: Tree, k: int) -> Tree:
 
 
 def _every_route(run: _Run, theta: Tree, phi: Tree, curvature: Spectrum) -> Iterator[_Route]:
-    """Every inverse behind the v of the population, which the reference has, too; every head before two inverses; the paper's."""
+    """Every inverse behind the v of the population, which the reference has, too; every head before two of them."""
     problem = run.problem
     solvers = inverses(curvature)
     labelled = torch.tensor(LABELLED)

@@ -48,7 +48,8 @@ Numbers = dict[str, float]
 
 @dataclass
 class Situation:
-    """What is true and where φ starts, in degrees; or the share of wrong labels (then ``wrong`` is above 0)."""
+    """What is true and where φ starts, in degrees; or the share of wrong labels (then ``wrong`` is above 0); ``decay`` is that of θ, and
+    ``penalty`` that of the ridge head whose leave-one-out error is every arm's validation loss: fewer labels need more."""
 
     labels: int = 500
     turn: float = 0.0
@@ -56,13 +57,15 @@ class Situation:
     start_mean: float = 0.0
     start_spread: float = 20.0
     wrong: float = 0.0
+    decay: float = 2e-3
+    penalty: float = 3e-3
     arms: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Training:
     steps: int = 600
-    lr: float = 3e-3
+    lr: float = 1e-2
     warmup: int = 100
 
 
@@ -71,8 +74,7 @@ class Meta:
     """Our settings: the implicit head on all labels, conjugate gradients, frequent φ steps."""
 
     period: int = 5
-    penalty: float = 0.1
-    iterations: int = 10
+    iterations: int = 5
     damping: float = 0.1
 
 
@@ -97,8 +99,8 @@ class PhiRates:
 class Search:
     """Random search: means within ±``widest`` degrees, spreads up to ``largest``; ``budget`` runs are equal compute."""
 
-    budget: int = 4
-    most: int = 16
+    budget: int = 3
+    most: int = 12
     widest: float = 90.0
     largest: float = 60.0
 
@@ -161,7 +163,10 @@ def run(task: Task) -> Numbers:
     else:
         phi = {"initial": _start(task), "truth": truth, "none": _rotation(0.0, 0.0)}[task.arm]
     theta = _pretrain(task, problem, phi).theta
-    return {"accuracy": problem.test_accuracy(theta), "validation": _validation(problem, theta)}
+    return {
+        "accuracy": problem.test_accuracy(theta),
+        "validation": _validation(problem, theta, task.inputs["penalty"]),
+    }
 
 
 def _problem(task: Task) -> tuple[DigitsProblem, Tree]:
@@ -169,11 +174,13 @@ def _problem(task: Task) -> tuple[DigitsProblem, Tree]:
     i = task.inputs
     data = Digits.draw(task.seed, i["labels"], turn=i["turn"], spread=i["spread"])
     if not i["wrong"]:
-        return Rotation(data), _rotation(i["turn"], i["spread"])
+        return Rotation(data, i["decay"]), _rotation(i["turn"], i["spread"])
     generator = torch_generator(task.seed, "wrong labels")
     wrong = torch.rand(PRETRAIN, generator=generator) < i["wrong"]
     other = (data.y + torch.randint(1, CLASSES, (PRETRAIN,), generator=generator)) % CLASSES
-    return ExampleWeights(data, torch.where(wrong, other, data.y)), {"z": torch.where(wrong, -20.0, 20.0)}
+    return ExampleWeights(data, i["decay"], torch.where(wrong, other, data.y)), {
+        "z": torch.where(wrong, -20.0, 20.0)
+    }
 
 
 def _start(task: Task) -> Tree:
@@ -237,7 +244,7 @@ def _pretrain(
     else:
         settings = {
             "schedule": Schedule(i["steps"], i["period"] if learn else 0, i["warmup"]),
-            "finetune": ImplicitHead("ridge", i.get("penalty", 1.0)),
+            "finetune": ImplicitHead("ridge", i["penalty"]),
             "inverse": ConjugateGradient(i.get("iterations", 1), damping=i.get("damping", 0.0)),
             "head_optimizer": SGD(0.1),
             "products": DoubleBackward,
@@ -263,7 +270,7 @@ def _learned(task: Task, problem: DigitsProblem, truth: Tree) -> Numbers:
     found = {
         "accuracy": problem.test_accuracy(state.theta),
         "retrained": problem.test_accuracy(again),
-        "validation": _validation(problem, state.theta),
+        "validation": _validation(problem, state.theta, task.inputs["penalty"]),
         "plain_runs": taken / (time.perf_counter() - clock),
         "phi_steps": float(len(trace) - 1),
         **_named(phi),
@@ -292,7 +299,7 @@ def _searched(task: Task, problem: DigitsProblem) -> Numbers:
     i = task.inputs
     generator = torch_generator(task.seed, "search")
     best, found = math.inf, {}
-    for trial in range(i["most"] if task.arm == "search" else i["budget"]):
+    for trial in range(i["most"] if task.arm == "search" and not i["wrong"] else i["budget"]):
         if isinstance(problem, ExampleWeights):
             phi = {"z": torch.randn(PRETRAIN, generator=generator) * 2}
         else:
@@ -301,7 +308,7 @@ def _searched(task: Task, problem: DigitsProblem) -> Numbers:
             if task.arm == "symmetric":
                 phi = _rotation(0.0, i["largest"] * (trial + 1) / i["budget"])
         theta = _pretrain(task, problem, phi).theta
-        loss = _validation(problem, theta)
+        loss = _validation(problem, theta, task.inputs["penalty"])
         if loss < best:
             best = loss
             chosen = {"accuracy": problem.test_accuracy(theta), "validation": loss, **_named(phi)}
@@ -316,12 +323,12 @@ def _named(phi: Tree) -> Numbers:
     return {"mean": float(phi["mean"]) / DEGREE, "spread": float(phi["log_spread"].exp()) / DEGREE}
 
 
-def _validation(problem: DigitsProblem, theta: Tree) -> float:
+def _validation(problem: DigitsProblem, theta: Tree, penalty: float) -> float:
     """What every arm chooses by: the leave-one-out error of a ridge head on the labels, none of the test digits."""
     rows = torch.arange(len(problem.data.tuning_y))
     with torch.no_grad():
         features = problem.features(theta, rows)
-        return float(leave_one_out(features, standardise(problem.targets(rows).to(features.dtype)), 0.1))
+        return float(leave_one_out(features, standardise(problem.targets(rows).to(features.dtype)), penalty))
 
 
 def report(plan: Plan, results: Sequence[study.Result]) -> study.Section:
