@@ -74,7 +74,8 @@ class Contrast:
 
     def pretrain_loss(self, theta: Tree, phi: Tree, batch: Views) -> Tensor:
         z = self.encode(theta, self.augmented(phi, batch)) @ theta["w3"] + theta["b3"]
-        losses, _ = record_losses(*z.chunk(2), self.temperature)
+        first, second = z.chunk(2)
+        losses, _ = record_losses(first, second, self.temperature)
         return losses.mean() + DECAY * torch.stack([w.square().sum() for w in theta.values()]).sum()
 
     def features(self, theta: Tree, batch: Tensor) -> Tensor:

@@ -62,7 +62,10 @@ class Digits:
 
 
 class DigitsProblem:
-    """``L_PT`` has ``decay·‖θ‖²``, so that it has a minimum. ``L_FT``: cross-entropy of a linear head on the features; a fine-tuning batch is a tensor of rows of ``data.tuning``."""
+    """``L_FT``: cross-entropy of a linear head on the features; a fine-tuning batch is a tensor of rows of ``data.tuning``.
+
+    ``L_PT`` has ``decay·‖θ‖²``, so that it has a minimum.
+    """
 
     def __init__(self, data: Digits, decay: float) -> None:
         self.data, self.decay = data, decay

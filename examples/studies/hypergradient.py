@@ -221,14 +221,14 @@ class _Run:
 def _routes(task: Task) -> Numbers:
     run = _Run(task)
     theta, phi = detach(run.train(initial_phi(), run.i["steps"])), initial_phi()
-    whole = [_timed(lambda k=k: run.end_to_end(run.i["steps"], k)) for k in range(run.i["unrolls"])]
+    whole = [_timed(partial(run.end_to_end, run.i["steps"], k)) for k in range(run.i["unrolls"])]
     reference = torch.stack([g for g, _ in whole]).mean(0)
-    plain = median(_timed(lambda k=k: _plain_step(run, theta, phi, k))[1] for k in range(20))
+    plain = median(_timed(partial(_plain_step, run, theta, phi, k))[1] for k in range(20))
     found = {"plain_seconds": plain, **_quality("whole run", whole, reference, plain, [True] * len(whole))}
     curvature = _curvature(run, theta, phi)
     found |= {"largest": curvature.largest, "smallest": curvature.smallest, "damping": curvature.damping}
     for route in _every_route(run, theta, phi, curvature):
-        values = [_timed(lambda k=k, route=route: route.value(k)) for k in range(run.i["draws"])]
+        values = [_timed(partial(route.value, k)) for k in range(run.i["draws"])]
         ok = [good for (_, good), _ in values]
         found |= _quality(route.name, [(g, s) for (g, _), s in values], reference, plain, ok)
     return found

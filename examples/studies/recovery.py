@@ -27,7 +27,7 @@ from ecgmeta.bilevel import (
     paper,
 )
 from ecgmeta.bilevel.implicit_head import leave_one_out, standardise
-from ecgmeta.bilevel.trees import Tree
+from ecgmeta.bilevel.trees import Tree, clone
 from ecgmeta.runtime.seeds import torch_generator
 from examples.studies import study
 from examples.studies.digits import (
@@ -43,13 +43,23 @@ from examples.studies.digits import (
 from examples.studies.study import Task
 
 DEGREE = math.pi / 180
+LENGTHS = 12  # of which each run keeps the one with the lowest validation loss
 Numbers = dict[str, float]
 
 
 @dataclass
 class Situation:
-    """What is true and where φ starts, in degrees; or the share of wrong labels (then ``wrong`` is above 0); ``decay`` is that of θ, and
-    ``penalty`` that of the ridge head whose leave-one-out error is every arm's validation loss: fewer labels need more."""
+    """What is true and where φ starts, in degrees; or the share of wrong labels.
+
+    Attributes:
+        labels: of fine-tuning.
+        turn, spread: the truth.
+        start_mean, start_spread: φ at the start.
+        wrong: share of pre-training labels that are wrong; where it is above 0, φ are example weights.
+        decay: of θ.
+        penalty: of the ridge head whose leave-one-out error is every arm's validation loss; fewer labels need more.
+        arms: to run.
+    """
 
     labels: int = 500
     turn: float = 0.0
@@ -155,21 +165,15 @@ def run(task: Task) -> Numbers:
         return {"accuracy": problem.test_accuracy(theta)}
     if task.arm == "ceiling":  # pre-training on the fine-tuning digits and labels themselves
         data = problem.data
-        problem = ExampleWeights(
-            Digits(data.tuning, data.tuning_y, data.tuning, data.tuning_y, data.test, data.test_y),
-            data.tuning_y,
-        )
+        own = Digits(data.tuning, data.tuning_y, data.tuning, data.tuning_y, data.test, data.test_y)
+        problem = ExampleWeights(own, problem.decay, data.tuning_y)
         phi = {"z": torch.zeros(len(data.tuning_y))}
     else:
         phi = {"initial": _start(task), "truth": truth, "none": _rotation(0.0, 0.0)}[task.arm]
-    theta = _pretrain(task, problem, phi).theta
-    return {
-        "accuracy": problem.test_accuracy(theta),
-        "validation": _validation(problem, theta, task.inputs["penalty"]),
-    }
+    return _scores(problem, _pretrain(task, problem, phi))
 
 
-def _problem(task: Task) -> tuple[DigitsProblem, Tree]:
+def _problem(task: Task) -> tuple[Rotation | ExampleWeights, Tree]:
     """The problem of a cell, and the φ that is right for it."""
     i = task.inputs
     data = Digits.draw(task.seed, i["labels"], turn=i["turn"], spread=i["spread"])
@@ -198,7 +202,7 @@ def _rotation(mean: float, spread: float) -> Tree:
 class _Batches:
     """All pre-training digits at every step, with fresh angles; all labels, or 80 % and 20 % of them."""
 
-    def __init__(self, task: Task, problem: DigitsProblem, name: str) -> None:
+    def __init__(self, task: Task, problem: Rotation | ExampleWeights, name: str) -> None:
         self.seed, self.name = task.seed, name
         self.rows = torch.arange(len(problem.data.y)) if isinstance(problem, ExampleWeights) else None
         labels = torch.arange(len(problem.data.tuning_y))
@@ -224,16 +228,21 @@ class _Batches:
         return torch.randn(PRETRAIN, generator=torch_generator(self.seed, self.name, *names))
 
 
+@dataclass
+class _Trained:
+    """A pre-training run, where it ended and where its validation loss was lowest."""
+
+    state: MetaState
+    trace: list[Tree]  # φ after each of its steps, from the start on
+    best: Tree = field(default_factory=dict)
+    best_step: int = 0
+    best_loss: float = math.inf
+
+
 def _pretrain(
-    task: Task,
-    problem: DigitsProblem,
-    phi: Tree,
-    *,
-    learn: bool = False,
-    name: str = "first",
-    trace: list[Tree] | None = None,
-) -> MetaState:
-    """Pre-train from the initial θ called ``name``; φ is held, or learned in place."""
+    task: Task, problem: Rotation | ExampleWeights, phi: Tree, *, learn: bool = False, name: str = "first"
+) -> _Trained:
+    """Pre-train from the initial θ called ``name``; φ is held, or learned."""
     i = task.inputs
     theta = initial_theta(torch_generator(task.seed, name))
     phi = {n: value.clone().requires_grad_() for n, value in phi.items()}
@@ -251,28 +260,41 @@ def _pretrain(
             "control": "random_walk" if task.arm == "random walk" else "none",
             "seed": task.seed,
         }
+    trained = _Trained(state, [clone(phi)])
     for report in meta_train(problem, state, _Batches(task, problem, name), **settings):
-        if trace is not None and report.hyper is not None and not report.skipped:
-            trace.append({n: value.detach().clone() for n, value in state.phi.items()})
-    return state
+        if report.hyper is not None and not report.skipped:
+            trained.trace.append(clone(state.phi))
+        if state.step % max(1, i["steps"] // LENGTHS) == 0:
+            loss = _validation(problem, state.theta, i["penalty"])
+            if loss < trained.best_loss:
+                trained.best, trained.best_step, trained.best_loss = clone(state.theta), state.step, loss
+    return trained
 
 
-def _learned(task: Task, problem: DigitsProblem, truth: Tree) -> Numbers:
+def _scores(problem: DigitsProblem, trained: _Trained) -> Numbers:
+    """At the best of twelve lengths by validation loss, which is every arm's result; and ``..._end`` at the full length."""
+    return {
+        "accuracy": problem.test_accuracy(trained.best),
+        "accuracy_end": problem.test_accuracy(trained.state.theta),
+        "validation": trained.best_loss,
+        "length": float(trained.best_step),
+    }
+
+
+def _learned(task: Task, problem: Rotation | ExampleWeights, truth: Tree) -> Numbers:
     """φ is the mean over the last quarter of its steps; and a second encoder is trained with it held."""
-    trace: list[Tree] = [_start(task)]
     clock = time.perf_counter()
-    state = _pretrain(task, problem, _start(task), learn=True, trace=trace)
+    trained = _pretrain(task, problem, _start(task), learn=True)
     taken = time.perf_counter() - clock
-    last = trace[-max(1, len(trace) // 4) :]
+    last = trained.trace[-max(1, len(trained.trace) // 4) :]
     phi = {n: torch.stack([point[n] for point in last]).mean(0) for n in last[0]}
     clock = time.perf_counter()
-    again = _pretrain(task, problem, phi, name="again").theta
+    again = _pretrain(task, problem, phi, name="again")
     found = {
-        "accuracy": problem.test_accuracy(state.theta),
-        "retrained": problem.test_accuracy(again),
-        "validation": _validation(problem, state.theta, task.inputs["penalty"]),
+        **_scores(problem, trained),
+        "retrained": problem.test_accuracy(again.best),
         "plain_runs": taken / (time.perf_counter() - clock),
-        "phi_steps": float(len(trace) - 1),
+        "phi_steps": float(len(trained.trace) - 1),
         **_named(phi),
     }
     if "z" in phi:
@@ -281,7 +303,7 @@ def _learned(task: Task, problem: DigitsProblem, truth: Tree) -> Numbers:
         right = truth["z"] > 0
         weights = 2 * torch.sigmoid(phi["z"])
         order = torch.randperm(PRETRAIN, generator=torch_generator(task.seed, "permuted"))
-        permuted = _pretrain(task, problem, {"z": phi["z"][order]}, name="again").theta
+        permuted = _pretrain(task, problem, {"z": phi["z"][order]}, name="again").best
         found |= {
             "auroc": float(roc_auc_score(right, weights)),
             "weight_right": float(weights[right].mean()),
@@ -291,7 +313,7 @@ def _learned(task: Task, problem: DigitsProblem, truth: Tree) -> Numbers:
     return found
 
 
-def _searched(task: Task, problem: DigitsProblem) -> Numbers:
+def _searched(task: Task, problem: Rotation | ExampleWeights) -> Numbers:
     """The best of several φ by validation loss; the same within equal compute as ``..._budget``.
 
     ``search`` draws φ uniformly, ``symmetric`` tries spreads about 0°, as one sets augmentations by hand.
@@ -307,11 +329,9 @@ def _searched(task: Task, problem: DigitsProblem) -> Numbers:
             phi = _rotation((2 * mean - 1) * i["widest"], spread * i["largest"])
             if task.arm == "symmetric":
                 phi = _rotation(0.0, i["largest"] * (trial + 1) / i["budget"])
-        theta = _pretrain(task, problem, phi).theta
-        loss = _validation(problem, theta, task.inputs["penalty"])
-        if loss < best:
-            best = loss
-            chosen = {"accuracy": problem.test_accuracy(theta), "validation": loss, **_named(phi)}
+        trained = _pretrain(task, problem, phi)
+        if trained.best_loss < best:
+            best, chosen = trained.best_loss, {**_scores(problem, trained), **_named(phi)}
         if trial + 1 == i["budget"]:
             found = {f"{n}_budget": value for n, value in chosen.items()}
     return chosen | found
@@ -323,7 +343,7 @@ def _named(phi: Tree) -> Numbers:
     return {"mean": float(phi["mean"]) / DEGREE, "spread": float(phi["log_spread"].exp()) / DEGREE}
 
 
-def _validation(problem: DigitsProblem, theta: Tree, penalty: float) -> float:
+def _validation(problem: Rotation | ExampleWeights, theta: Tree, penalty: float) -> float:
     """What every arm chooses by: the leave-one-out error of a ridge head on the labels, none of the test digits."""
     rows = torch.arange(len(problem.data.tuning_y))
     with torch.no_grad():
