@@ -310,7 +310,8 @@ def _quality(
     used = torch.stack(
         [g for (g, _), good in zip(values, ok, strict=True) if good] or [torch.full_like(reference, math.nan)]
     )
-    mean, spread, n = used.mean(0), used.std(0), len(used)
+    mean, n = used.mean(0), len(used)
+    spread = used.std(0) if n > 1 else torch.full_like(mean, math.nan)
     return {
         f"{name}|cosine": sum(_cosine(g, reference) for g in used) / n,
         f"{name}|cosine_of_mean": _cosine(mean, reference),
