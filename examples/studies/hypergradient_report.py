@@ -80,11 +80,11 @@ def section(plan: Plan, results: Sequence[Result]) -> Section:
         [
             "Ridge at its minimum: relative error of the hypergradient (step size and damping from 12 Lanczos products).",
             _closed_table(found),
-            f"The small SimCLR run, after {small.early} steps (early) and {small.late} (late). A *draw* is one "
-            f"pre-training batch, one noise and one fine-tuning batch or split; means are over {draws} draws. *Error* is relative to the "
-            "end-to-end gradient, and means little where a head has a loss of another scale. *Signal-to-noise* is the root mean "
-            "square over coordinates of mean/SD, freed of what noise adds. *Cost* is in plain steps. *Unusable* are draws that "
-            "ended in negative curvature or divergence; they are left out of the other columns.",
+            f"The small SimCLR run, after {small.early} steps (early) and {small.late} (late). A *draw* is one pre-training "
+            f"batch, one noise and one fine-tuning batch or split; means are over {draws} draws. *Error* is relative to the "
+            "end-to-end gradient, and means little where a head has a loss of another scale. *Signal-to-noise* is the root "
+            "mean square over coordinates of mean/SD, freed of what noise adds. *Cost* is in plain steps. *Unusable* are draws "
+            "that ended in negative curvature or divergence; they are left out of the other columns.",
             *(f"**{when.capitalize()}**\n\n{_route_table(found, when)}" for when in WHEN),
             "![Cosine of one draw and of the mean, signal-to-noise, against cost](figures/hypergradient-routes.svg)",
             "Whole runs: effect of each log magnitude on the final loss (main effect of a half 2⁵ design of levels ±0.5, 16 "
