@@ -57,7 +57,7 @@ class Situation:
         start_mean, start_spread: φ at the start.
         wrong: share of pre-training labels that are wrong; where it is above 0, φ are example weights.
         decay: of θ.
-        penalty: of the ridge head whose leave-one-out error is every arm's validation loss; fewer labels need more.
+        penalty: of the ridge head whose leave-one-out error is every arm's validation loss.
         arms: to run.
     """
 
@@ -68,7 +68,7 @@ class Situation:
     start_spread: float = 20.0
     wrong: float = 0.0
     decay: float = 2e-3
-    penalty: float = 3e-3
+    penalty: float = 0.1
     arms: list[str] = field(default_factory=list)
 
 
@@ -110,7 +110,7 @@ class Search:
     """Random search: means within ±``widest`` degrees, spreads up to ``largest``; ``budget`` runs are equal compute."""
 
     budget: int = 3
-    most: int = 12
+    most: int = 6
     widest: float = 90.0
     largest: float = 60.0
 

@@ -125,7 +125,7 @@ def _search(found: Found) -> Outcome:
     gap = paired(found.error("search", MAIN, "mean_budget"), ours)
     more = paired(found.error("search", MAIN), ours)
     return Outcome(
-        f"search's error is {change(gap, 1)}° larger at equal compute, {change(more, 1)}° after 12 runs",
+        f"search's error is {change(gap, 1)}° larger at equal compute, {change(more, 1)}° after {found.most} runs",
         _above(gap),
     )
 
@@ -245,7 +245,7 @@ def _arms(found: Found, setting: str) -> list[tuple[str, str]]:
         if arm == "search":
             arms.append((f"search, {found.budget} runs", "accuracy_budget"))
             if not found.situations[setting].wrong:
-                arms.append(("search, 12 runs", "accuracy"))
+                arms.append((f"search, {found.most} runs", "accuracy"))
         else:
             arms.append((arm, "accuracy"))
     return [*arms, ("meta, retrained", "retrained")]
