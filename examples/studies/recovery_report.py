@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ecgmeta.report.content import Estimate
-from ecgmeta.report.curves import change, interval
+from ecgmeta.report.curves import change
 from ecgmeta.report.figures import FAINT, PALETTE, style
-from examples.studies.report import table
+from examples.studies.report import shown, table
 from examples.studies.statistics import by_seed, differences, mean, paired
 from examples.studies.study import Outcome, Result, Section
 
@@ -32,11 +32,8 @@ class Found:
     """The numbers of a study's cells."""
 
     def __init__(self, plan: Plan, results: Sequence[Result]) -> None:
-        self.situations, self.results, self.budget = (
-            plan.settings.situations,
-            results,
-            plan.settings.search.budget,
-        )
+        self.situations, self.results = plan.settings.situations, results
+        self.budget, self.most = plan.settings.search.budget, plan.settings.search.most
 
     def get(self, arm: str, setting: str, number: str) -> Values:
         return by_seed(self.results, number, arm, setting)
@@ -100,13 +97,13 @@ def _above(estimate: Estimate) -> bool | None:
 
 def _mean(found: Found) -> Outcome:
     errors = {n: mean(found.error("meta", n)) for n, s in found.rotations().items() if s.labels >= 500}
-    text = "; ".join(f"{name}: {interval(error, 1)}" for name, error in errors.items())
+    text = "; ".join(f"{name}: {shown(error, 1)}" for name, error in errors.items())
     return Outcome(text, _all([_below(error, BAR) for error in errors.values()]))
 
 
 def _few(found: Found) -> Outcome:
     error = mean(found.error("meta", FEW))
-    return Outcome(f"{interval(error, 1)}", _below(error, 5.0))
+    return Outcome(f"{shown(error, 1)}", _below(error, 5.0))
 
 
 def _spread(found: Found) -> Outcome:
@@ -115,7 +112,7 @@ def _spread(found: Found) -> Outcome:
     steps = [paired(after, before) for before, after in pairwise(spreads)]
     middle = [found.get("meta", n, "spread") for n, s in found.rotations().items() if s.spread == 15]
     off = [abs(mean(values).value - 15) for values in middle if values]
-    text = f"{', '.join(interval(mean(values), 1) for values in spreads)}; steps {', '.join(change(s, 1) for s in steps)}"
+    text = f"{', '.join(shown(mean(values), 1) for values in spreads)}; steps {', '.join(change(s, 1) for s in steps)}"
     far = f"; at most {max(off):.1f}° from 15° on average" if off else ""
     return Outcome(text + far, _all([*map(_above, steps), *(o <= 5 for o in off)]))
 
@@ -188,7 +185,7 @@ def _weights(found: Found) -> Outcome:
         "permuted": paired(found.get("meta", WEIGHTS, "retrained"), found.get("meta", WEIGHTS, "permuted")),
         "search": found.gain(WEIGHTS, "search"),
     }
-    text = f"AUROC {interval(auroc, 2)}; over " + ", ".join(f"{n} {change(g, 1)}" for n, g in gains.items())
+    text = f"AUROC {shown(auroc, 2)}; over " + ", ".join(f"{n} {change(g, 1)}" for n, g in gains.items())
     high = None if math.isnan(auroc.value) else auroc.value > 0.8
     return Outcome(text, _all([high, *map(_above, gains.values())]))
 
@@ -210,12 +207,12 @@ def _rotation_table(found: Found) -> str:
                     name,
                     arm,
                     len(error),
-                    interval(mean(error), 1),
+                    shown(mean(error), 1),
                     change(bias, 1),
                     f"{sum(value <= BAR for value in error.values())} of {len(error)}",
-                    f"{interval(mean(found.get(arm, name, 'spread')), 1)}, true {situation.spread:g}",
-                    interval(mean(found.get(arm, name, "accuracy")), 1),
-                    interval(mean(found.get(arm, name, "retrained")), 1),
+                    f"{shown(mean(found.get(arm, name, 'spread')), 1)}, true {situation.spread:g}",
+                    shown(mean(found.get(arm, name, "accuracy")), 1),
+                    shown(mean(found.get(arm, name, "retrained")), 1),
                 )
             )
     head = ("situation", "arm", "seeds", "error", "signed", "within 3°", "spread", "accuracy", "retrained")
@@ -233,8 +230,8 @@ def _accuracy_table(found: Found) -> str:
                 own = arm == "meta"
                 gain = "" if own else change(paired(found.get("meta", setting, "accuracy"), values), 1)
                 end = mean(found.get(arm.split(",")[0], setting, number.replace("accuracy", "accuracy_end")))
-                full = interval(end, 1) if number.startswith("accuracy") else ""
-                rows.append((setting, arm, len(values), interval(mean(values), 1), gain, full))
+                full = shown(end, 1) if number.startswith("accuracy") else ""
+                rows.append((setting, arm, len(values), shown(mean(values), 1), gain, full))
     return table(("situation", "arm", "seeds", "accuracy", "meta minus it", "at full length"), rows)
 
 
@@ -252,11 +249,11 @@ def _arms(found: Found, setting: str) -> list[tuple[str, str]]:
 
 
 def _cost(found: Found) -> str:
-    parts = [f"{arm} {interval(mean(found.get(arm, MAIN, 'plain_runs')), 1)}" for arm in ("meta", "paper")]
+    parts = [f"{arm} {shown(mean(found.get(arm, MAIN, 'plain_runs')), 1)}" for arm in ("meta", "paper")]
     weights = [mean(found.get("meta", WEIGHTS, f"weight_{kind}")) for kind in ("right", "wrong")]
     return (
         f"Cost of a run in plain runs of as many steps: {', '.join(parts)}. Mean weight of examples with right labels "
-        f"{interval(weights[0], 2)}, with wrong ones {interval(weights[1], 2)} (all start at 1)."
+        f"{shown(weights[0], 2)}, with wrong ones {shown(weights[1], 2)} (all start at 1)."
     )
 
 
