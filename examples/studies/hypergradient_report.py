@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 WHEN = ("early", "late")
 CHEAP = "ridge, λ = 1; identity"
 HEADS = ("K = 1 head", "K = 10 head")
+NAMES = {"whole run": "end to end"}  # shown as
 Values = Mapping[int, float]
 
 
@@ -47,6 +48,13 @@ class Found:
     def effects(self) -> dict[str, Values]:
         """Of each magnitude on the final loss of whole runs."""
         return {name: self.get("factorial", "whole runs", f"effect_{name}") for name in MAGNITUDES}
+
+    def direction(self, arm: str, setting: str, number: str) -> dict[str, Values]:
+        """The five numbers of each seed, divided by their norm: so that what differs in scale can be compared."""
+        values = {name: self.get(arm, setting, number + name) for name in MAGNITUDES}
+        seeds = set.intersection(*(set(v) for v in values.values()))
+        sizes = {seed: math.sqrt(sum(v[seed] ** 2 for v in values.values())) for seed in seeds}
+        return {name: {seed: v[seed] / sizes[seed] for seed in seeds} for name, v in values.items()}
 
     def agreement(self, when: str, route: str = CHEAP) -> tuple[int, int]:
         """(seed, magnitude) pairs in which the mean hypergradient has the sign of the effect, and how many there are.
@@ -205,7 +213,7 @@ def _route_table(found: Found, when: str) -> str:
         numbers = {key: found.get("routes", when, f"{name}|{key}") for key in (*COLUMNS.values(), "unusable")}
         rows.append(
             (
-                name,
+                NAMES.get(name, name),
                 *(shown(mean(numbers[key])) for key in COLUMNS.values()),
                 f"{_cost_of(found, name, when):.1f}",
                 f"{100 * mean(numbers['unusable']).value:.0f} %",
@@ -226,9 +234,10 @@ def _effect_table(found: Found) -> str:
             for route in GRADIENTS[:2]
         )
         rows.append((name, change(mean(values), 4), *slopes))
-    head = [f"{route}, {when}" for when in WHEN for route in GRADIENTS[:2]]
+    head = [f"{NAMES.get(route, route)}, {when}" for when in WHEN for route in GRADIENTS[:2]]
     signs = [
-        (route, *("{} of {}".format(*found.agreement(when, route)) for when in WHEN)) for route in GRADIENTS
+        (NAMES.get(route, route), *("{} of {}".format(*found.agreement(when, route)) for when in WHEN))
+        for route in GRADIENTS
     ]
     return "\n\n".join(
         [
@@ -258,7 +267,7 @@ def _route_figure(found: Found) -> Figure:
             axes.grid(axis="x")
             axes.set_axisbelow(True)
             axes.set_title(title, fontsize=9, loc="left")
-            axes.set_yticks(range(len(names)), names)
+            axes.set_yticks(range(len(names)), [NAMES.get(name, name) for name in names])
             axes.set_ylim(len(names) - 0.4, -0.6)
         handles, labels = axes.get_legend_handles_labels()
         unique = dict(zip(labels, handles, strict=True))
@@ -274,18 +283,24 @@ def _point(axes: Axes, estimate: Estimate, y: float, k: int) -> None:
 def _effect_figure(found: Found) -> Figure:
     from matplotlib.figure import Figure
 
-    rows = {"whole runs": ("factorial", "whole runs", "effect_")}
-    rows |= {f"{route}, {when}": ("routes", when, f"{route}|g_") for route in GRADIENTS[:2] for when in WHEN}
+    rows = {"effects of whole runs": ("factorial", "whole runs", "effect_")}
+    rows |= {
+        f"{NAMES.get(route, route)}, {when}": ("routes", when, f"{route}|g_")
+        for route in GRADIENTS
+        for when in WHEN
+    }
     with style():
-        figure = Figure(figsize=(9.2, 2.6), layout="constrained")
+        figure = Figure(figsize=(9.2, 3.2), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(MAGNITUDES), sharey=True), MAGNITUDES, strict=True):
             for y, (arm, setting, number) in enumerate(rows.values()):
-                estimate = mean(found.get(arm, setting, number + name))
+                estimate = mean(found.direction(arm, setting, number)[name])
                 axes.plot([estimate.low, estimate.high], [y, y], color=PALETTE[min(y, 1)], lw=2)
                 axes.plot([estimate.value], [y], "s", color=PALETTE[min(y, 1)], ms=4)
             axes.axvline(0, color=FAINT, lw=0.8)
             axes.set_title(name, fontsize=9, loc="left")
             axes.set_yticks(range(len(rows)), rows)
-            axes.set_ylim(len(rows) - 0.5, -0.5)
-        figure.supxlabel("loss per log magnitude (95 %)", fontsize=9)
+            axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-1.05, 1.05))
+        figure.supxlabel(
+            "component of the unit vector of each seed's effects or mean gradient (95 %)", fontsize=9
+        )
     return figure
