@@ -117,12 +117,15 @@ class Search:
 
 @dataclass
 class Settings:
+    """``remedies``: arm -> inputs in which it differs from ``meta``; ``members`` is how many runs its φ is the mean of."""
+
     situations: dict[str, Situation] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
     meta: Meta = field(default_factory=Meta)
     paper: Paper = field(default_factory=Paper)
     phi_rates: PhiRates = field(default_factory=PhiRates)
     search: Search = field(default_factory=Search)
+    remedies: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -146,6 +149,8 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
 
 def _of_arm(settings: Settings, arm: str, situation: Situation) -> Mapping[str, Any]:
     rates, kind = settings.phi_rates, "_weights" if situation.wrong else ""
+    if arm in settings.remedies:
+        return {**_of_arm(settings, "meta", situation), **settings.remedies[arm]}
     if arm in ("meta", "random walk"):
         return {**asdict(settings.meta), "phi_lr": getattr(rates, f"meta{kind}")}
     if arm == "paper":
@@ -155,8 +160,7 @@ def _of_arm(settings: Settings, arm: str, situation: Situation) -> Mapping[str, 
 
 def run(task: Task) -> Numbers:
     problem, truth = _problem(task)
-    learned = task.arm in ("meta", "paper", "random walk")
-    if learned:
+    if "phi_lr" in task.inputs:
         return _learned(task, problem, truth)
     if task.arm in ("search", "symmetric"):
         return _searched(task, problem)
@@ -252,7 +256,7 @@ def _pretrain(
         settings = paper(i["steps"], i["warmup"], lr=i["lr"], head_lr=i["head_lr"])
     else:
         settings = {
-            "schedule": Schedule(i["steps"], i["period"] if learn else 0, i["warmup"]),
+            "schedule": Schedule(int(i["steps"]), i["period"] if learn else 0, i["warmup"]),
             "finetune": ImplicitHead("ridge", i["penalty"]),
             "inverse": ConjugateGradient(i.get("iterations", 1), damping=i.get("damping", 0.0)),
             "head_optimizer": SGD(0.1),
@@ -264,7 +268,7 @@ def _pretrain(
     for report in meta_train(problem, state, _Batches(task, problem, name), **settings):
         if report.hyper is not None and not report.skipped:
             trained.trace.append(clone(state.phi))
-        if state.step % max(1, i["steps"] // LENGTHS) == 0:
+        if state.step % max(1, int(i["steps"]) // LENGTHS) == 0:
             loss = _validation(problem, state.theta, i["penalty"])
             if loss < trained.best_loss:
                 trained.best, trained.best_step, trained.best_loss = clone(state.theta), state.step, loss
@@ -282,11 +286,12 @@ def _scores(problem: DigitsProblem, trained: _Trained) -> Numbers:
 
 
 def _learned(task: Task, problem: Rotation | ExampleWeights, truth: Tree) -> Numbers:
-    """φ is the mean over the last quarter of its steps; and a second encoder is trained with it held."""
+    """φ is the mean over the last quarter of its steps (of every member); and a second encoder is trained with it held."""
     clock = time.perf_counter()
-    trained = _pretrain(task, problem, _start(task), learn=True)
-    taken = time.perf_counter() - clock
-    last = trained.trace[-max(1, len(trained.trace) // 4) :]
+    members = ["first", *(f"member {k}" for k in range(1, int(task.inputs.get("members", 1))))]
+    runs = [_pretrain(task, problem, _start(task), learn=True, name=name) for name in members]
+    taken, trained = time.perf_counter() - clock, runs[0]
+    last = [point for run in runs for point in run.trace[-max(1, len(run.trace) // 4) :]]
     phi = {n: torch.stack([point[n] for point in last]).mean(0) for n in last[0]}
     clock = time.perf_counter()
     again = _pretrain(task, problem, phi, name="again")
