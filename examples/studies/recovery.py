@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -164,6 +165,8 @@ def run(task: Task) -> Numbers:
         return _learned(task, problem, truth)
     if task.arm in ("search", "symmetric"):
         return _searched(task, problem)
+    if task.arm == "grid":
+        return _grid(task, problem)
     if task.arm == "random encoder":
         theta = initial_theta(torch_generator(task.seed, "theta"))
         return {"accuracy": problem.test_accuracy(theta)}
@@ -340,6 +343,15 @@ def _searched(task: Task, problem: Rotation | ExampleWeights) -> Numbers:
         if trial + 1 == i["budget"]:
             found = {f"{n}_budget": value for n, value in chosen.items()}
     return chosen | found
+
+
+def _grid(task: Task, problem: Rotation | ExampleWeights) -> Numbers:
+    """Where the validation loss itself is lowest, the spread being known: the vertex of a parabola through a grid of means."""
+    turn = task.inputs["turn"]
+    means = np.linspace(turn - 12, turn + 12, 7)
+    runs = [_pretrain(task, problem, _rotation(float(mean), task.inputs["spread"])) for mean in means]
+    a, b, _ = np.polyfit(means - turn, [trained.best_loss for trained in runs], 2)
+    return {"mean": turn - b / (2 * a) if a > 0 else math.nan, "curvature": float(a)}
 
 
 def _named(phi: Tree) -> Numbers:
