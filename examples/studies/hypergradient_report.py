@@ -160,10 +160,12 @@ def _curvature(found: Found) -> Outcome:
         return mean(values).value
 
     cg, neumann = share("population; CG, 20 iterations"), share("population; Neumann, J = 5")
-    text = f"unusable draws: CG 20 {100 * cg:.0f} %, Neumann J = 5 {100 * neumann:.0f} %"
+    text = f"unusable draws: CG 20 {100 * cg:.1f} %, Neumann J = 5 {100 * neumann:.1f} %"
     low = [mean(found.get("routes", when, "smallest")).value for when in WHEN]
     high = [mean(found.get("routes", when, "largest")).value for when in WHEN]
-    ends = ", ".join(f"{w} {a:.1f} to {b:.1f}" for w, a, b in zip(WHEN, low, high, strict=True))
+    ends = ", ".join(
+        f"{w} {a:.1f} to {b:.1f}".replace("-", "−") for w, a, b in zip(WHEN, low, high, strict=True)
+    )
     return Outcome(f"{text}; eigenvalues {ends}", None if math.isnan(cg) else cg > 0 and neumann == 0)
 
 
