@@ -199,8 +199,10 @@ def _walk(found: Found) -> Outcome:
 def _rotation_table(found: Found) -> str:
     rows = []
     for name, situation in found.rotations().items():
-        for arm in [arm for arm in ("meta", "paper", "random walk") if arm in situation.arms]:
+        for arm in [arm for arm in situation.arms if arm not in ("search", "symmetric")]:
             error = found.error(arm, name)
+            if not error:
+                continue
             bias = mean({seed: v - situation.turn for seed, v in found.get(arm, name, "mean").items()})
             rows.append(
                 (
@@ -224,28 +226,28 @@ def _accuracy_table(found: Found) -> str:
     for setting, situation in found.situations.items():
         if "initial" not in situation.arms:
             continue
-        for arm, number in _arms(found, setting):
-            values = found.get(arm.split(",")[0], setting, number)
+        for name, arm, number in _arms(found, setting):
+            values = found.get(arm, setting, number)
             if values:
-                own = arm == "meta"
+                own = name == "meta"
                 gain = "" if own else change(paired(found.get("meta", setting, "accuracy"), values), 1)
-                end = mean(found.get(arm.split(",")[0], setting, number.replace("accuracy", "accuracy_end")))
+                end = mean(found.get(arm, setting, number.replace("accuracy", "accuracy_end")))
                 full = shown(end, 1) if number.startswith("accuracy") else ""
-                rows.append((setting, arm, len(values), shown(mean(values), 1), gain, full))
+                rows.append((setting, name, len(values), shown(mean(values), 1), gain, full))
     return table(("situation", "arm", "seeds", "accuracy", "meta minus it", "at full length"), rows)
 
 
-def _arms(found: Found, setting: str) -> list[tuple[str, str]]:
-    """(name, number of its accuracy) of every arm of a situation."""
-    arms: list[tuple[str, str]] = []
+def _arms(found: Found, setting: str) -> list[tuple[str, str, str]]:
+    """(name, arm, number of its accuracy) of every row of a situation."""
+    rows: list[tuple[str, str, str]] = []
     for arm in found.situations[setting].arms:
         if arm == "search":
-            arms.append((f"search, {found.budget} runs", "accuracy_budget"))
+            rows.append((f"search, {found.budget} runs", arm, "accuracy_budget"))
             if not found.situations[setting].wrong:
-                arms.append((f"search, {found.most} runs", "accuracy"))
-        else:
-            arms.append((arm, "accuracy"))
-    return [*arms, ("meta, retrained", "retrained")]
+                rows.append((f"search, {found.most} runs", arm, "accuracy"))
+        elif arm != "grid":
+            rows.append((arm, arm, "accuracy"))
+    return [*rows, ("meta, retrained", "meta", "retrained")]
 
 
 def _cost(found: Found) -> str:
@@ -260,11 +262,12 @@ def _cost(found: Found) -> str:
 def _found_figure(found: Found) -> Figure:
     from matplotlib.figure import Figure
 
-    rotations = found.rotations()
+    rotations = {name: s for name, s in found.rotations().items() if found.get("meta", name, "mean")}
     columns = 4
+    rows = max(1, math.ceil(len(rotations) / columns))
     with style():
-        figure = Figure(figsize=(9.2, 2.4 * math.ceil(len(rotations) / columns)), layout="constrained")
-        every = figure.subplots(math.ceil(len(rotations) / columns), columns, squeeze=False).ravel()
+        figure = Figure(figsize=(9.2, 2.4 * rows), layout="constrained")
+        every = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in every[len(rotations) :]:
             axes.set_visible(False)
         for axes, (name, situation) in zip(every, rotations.items(), strict=False):
@@ -277,7 +280,7 @@ def _found_figure(found: Found) -> Figure:
 def _found_panel(axes: Axes, found: Found, name: str, situation: Situation) -> None:
     axes.axvspan(situation.turn - BAR, situation.turn + BAR, color="#e4e8ec", lw=0, label="truth ± 3°")
     axes.plot([situation.start_mean], [situation.start_spread], "D", color=FAINT, ms=5, label="start")
-    axes.plot([situation.turn], [situation.spread], "+", color="black", ms=12, mew=2, label="truth")
+    axes.plot([situation.turn], [situation.spread], "+", color="black", ms=12, mew=2, label="truth", zorder=3)
     for arm, colour, marker in (("paper", PALETTE[1], "^"), ("meta", PALETTE[0], "o")):
         means, spreads = found.get(arm, name, "mean"), found.get(arm, name, "spread")
         if means:
@@ -297,13 +300,17 @@ def _accuracy_figure(found: Found) -> Figure:
     with style():
         figure = Figure(figsize=(9.2, 3.2), layout="constrained")
         for axes, setting in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            arms = [(arm, number) for arm, number in _arms(found, setting) if arm != "meta"]
-            for y, (arm, number) in enumerate(arms):
+            arms = [
+                row
+                for row in _arms(found, setting)
+                if row[0] != "meta" and found.get(row[1], setting, row[2])
+            ]
+            for y, (_, arm, number) in enumerate(arms):
                 ours, theirs = (
                     found.get("meta", setting, "accuracy"),
-                    found.get(arm.split(",")[0], setting, number),
+                    found.get(arm, setting, number),
                 )
-                if not theirs:
+                if not ours.keys() & theirs.keys():
                     continue
                 gain, each = paired(ours, theirs), differences(ours, theirs)
                 colour = PALETTE[2] if arm in KNOWS else PALETTE[0]
@@ -311,8 +318,10 @@ def _accuracy_figure(found: Found) -> Figure:
                 axes.plot([gain.low, gain.high], [y, y], color=colour, lw=2)
                 axes.plot([gain.value], [y], "s", color=colour, ms=5)
             axes.axvline(0, color=FAINT, ls="--", lw=1)
-            axes.set_yticks(range(len(arms)), [arm for arm, _ in arms])
+            axes.set_yticks(range(len(arms)), [name for name, _, _ in arms])
             axes.set_ylim(len(arms) - 0.4, -0.6)
             axes.set_title(setting, fontsize=9, loc="left")
-            axes.set_xlabel("meta minus arm, points of accuracy (95 %); dots: seeds; green: knows the truth")
+        figure.supxlabel(
+            "meta minus arm, points of accuracy (95 %); dots: seeds; green: knows the truth", fontsize=9
+        )
     return figure
