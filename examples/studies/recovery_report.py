@@ -96,7 +96,7 @@ def _above(estimate: Estimate) -> bool | None:
 
 
 def _mean(found: Found) -> Outcome:
-    errors = {n: mean(found.error("meta", n)) for n, s in found.rotations().items() if s.labels >= 500}
+    errors = {n: mean(found.error("meta", n)) for n, s in found.rotations().items() if s.labels == 500}
     text = "; ".join(f"{name}: {shown(error, 1)}" for name, error in errors.items())
     return Outcome(text, _all([_below(error, BAR) for error in errors.values()]))
 
