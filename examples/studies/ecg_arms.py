@@ -1,7 +1,7 @@
-"""What the ECG studies share: a small encoder, SimCLR under a policy of a few magnitudes, and the ways to set these magnitudes.
+"""What the ECG studies share: a small encoder, SimCLR under a few magnitudes, and the ways to set these magnitudes.
 
-φ is one magnitude an operation, all operations one after another, none of them drawn at random: few, well-conditioned coordinates
-whose gradients pass through the records.
+φ is one magnitude an operation, all operations one after another, none of them drawn at random: few, well-conditioned
+coordinates whose gradients pass through the records.
 """
 
 from __future__ import annotations
@@ -197,7 +197,9 @@ class Batches:
 
     def train(self, step: int, k: int) -> Labelled:
         """A head that takes steps has four fifths of the MetaFT records to train on, and the rest to validate on."""
-        return self._labelled("train", step, k, slice(len(self.metaft) * 4 // 5), self.labels if self.warm else 2)
+        return self._labelled(
+            "train", step, k, slice(len(self.metaft) * 4 // 5), self.labels if self.warm else 2
+        )
 
     def validation(self, step: int, k: int) -> Labelled:
         part = slice(len(self.metaft) * 4 // 5, None) if self.warm else slice(None)
@@ -286,9 +288,15 @@ def pretrain(
         phi_optimizer=torch.optim.Adam(problem.phi.values(), lr=phi_lr, betas=betas),
     )
     began = time.perf_counter()
+    before = policy.g.detach().clone()
     for _ in meta_train(problem, state, batches, seed=seed, **_settings(learn, training, meta)):
+        if (
+            learn == "walk"
+        ):  # the engine turns a step in all of g, of which a chain uses one row in `len(start)`
+            policy.g.data.sub_(before).mul_(len(start) ** 0.5).add_(before)
         if learn != "paper":
             policy.g.data.clamp_(meta.lowest**0.5, meta.highest**0.5)
+        before.copy_(policy.g.detach())
     seconds = time.perf_counter() - began
     own = range(len(start))
     # Of a chain's g, shaped (stages, operations, 1), stage s uses operation s.
@@ -400,7 +408,9 @@ def validated(encoder: Encoder, metaft: Records, penalty: float, encode: Encode 
 def drawn(start: Mapping[str, float], spread: float, seed: int, trial: int) -> dict[str, float]:
     """A trial of the random search: each magnitude times ``exp(spread·z)``, z ~ N(0, 1)."""
     z = numpy_generator(seed, "search", trial).standard_normal(len(start))
-    return {name: value * math.exp(spread * float(d)) for (name, value), d in zip(start.items(), z, strict=True)}
+    return {
+        name: value * math.exp(spread * float(d)) for (name, value), d in zip(start.items(), z, strict=True)
+    }
 
 
 def scaled(start: Mapping[str, float], factor: float) -> dict[str, float]:

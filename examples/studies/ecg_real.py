@@ -1,7 +1,7 @@
 """ECG, real recordings: LUDB and a hundred challenge records; LUDB's diagnoses, and where its P, QRS and T waves are.
 
-A cell is one arm of one task and repetition. A repetition splits LUDB's 200 subjects anew: 140 to pre-train on (with the challenge
-records) and to learn from, 60 to test on.
+A cell is one arm of one task and repetition. A repetition splits LUDB's 200 subjects anew: 140 to pre-train on (with the
+challenge records) and to learn from, 60 to test on.
 """
 
 from __future__ import annotations
@@ -96,13 +96,20 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
     for seed in seeds:
         arms: list[tuple[str, dict[str, Any]]] = [("no pre-training", {}), ("random encoder", {})]
         arms += [(f"static {factor:g}", {"factor": factor}) for factor in settings.factors]
-        arms += [(f"search {t}", {"trial": t, "spread": settings.spread}) for t in range(1, settings.trials + 1)]
+        arms += [
+            (f"search {t}", {"trial": t, "spread": settings.spread}) for t in range(1, settings.trials + 1)
+        ]
         for arm, own in arms:
             for name in settings.tasks:
                 yield Task(arm, name, seed, common | own)
         for name in settings.tasks:
             inputs = common | {"meta": common["meta"] | {"labels": settings.meta_labels[name]}}
-            for learn, arm in (("ours", "meta"), ("retrained", "retrained"), ("paper", "meta (paper)"), ("walk", "walk")):
+            for learn, arm in (
+                ("ours", "meta"),
+                ("retrained", "retrained"),
+                ("paper", "meta (paper)"),
+                ("walk", "walk"),
+            ):
                 yield Task(arm, name, seed, inputs | {"learn": learn})
 
 
@@ -131,7 +138,9 @@ def run(task: Task) -> Mapping[str, float]:
         encoder, metaft, test, scoring, task.seed, pretrained=not fresh, probe=not fresh, encode=encode
     )
     numbers["validation"] = validated(encoder, metaft, inputs["meta"]["penalty"], encode)
-    return numbers if found is None else numbers | {"pretrain seconds": found.seconds} | learned_numbers(found)
+    return (
+        numbers if found is None else numbers | {"pretrain seconds": found.seconds} | learned_numbers(found)
+    )
 
 
 def _pretrained(task: Task) -> Pretrained:
@@ -154,7 +163,15 @@ def _cached(text: str, seed: int, name: str) -> Pretrained:
         start = _cached(json.dumps({**inputs, "learn": "ours"}), seed, name).magnitudes
         seed, learn = derive(seed, "retrained"), ""
     return pretrain(
-        data.unlabelled, data.train[name], start, seed, training, meta, learn=learn, head=HEADS[name], crop=CROP
+        data.unlabelled,
+        data.train[name],
+        start,
+        seed,
+        training,
+        meta,
+        learn=learn,
+        head=HEADS[name],
+        crop=CROP,
     )
 
 
@@ -197,11 +214,15 @@ def recordings(min_positives: int) -> tuple[LUDB, Tensor, Tensor, Tensor]:
     Raises:
         InputError: there is no folder of real data.
     """
-    root = Path(os.environ.get("ECGMETA_REAL_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
+    root = Path(
+        os.environ.get("ECGMETA_REAL_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data")
+    )
     if not root.is_dir():
         raise InputError(root, "real data", "no such folder", "ludb/ and cinc2021/ (set ECGMETA_REAL_DATA)")
     ludb = LUDB(root / "ludb", fs=HZ, min_positives=min_positives, leads=LEADS)
-    challenge = WFDBFolder(root / "cinc2021", fs=HZ, labels="none", windows="all", on_error="skip", leads=LEADS)
+    challenge = WFDBFolder(
+        root / "cinc2021", fs=HZ, labels="none", windows="all", on_error="skip", leads=LEADS
+    )
     frames = -(-ludb.samples // STRIDE)
     waves = np.stack([frame_labels(ludb, record, frames) for record in ludb.meta["record"]])
     labels = torch.from_numpy(ludb.labels)

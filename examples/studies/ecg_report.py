@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EFFECT = 1.9  # AUROC points: what the paper reports at most, and the bar
-CHOSEN = {"best static": "static ", "random search": "search "}  # arm -> what its candidates' names begin with
+CHOSEN = {
+    "best static": "static ",
+    "random search": "search ",
+}  # arm -> what its candidates' names begin with
 WITHOUT = ("no pre-training", "random encoder", "start", "best static", "random search", "walk")
 META = ("meta (paper)", "meta", "retrained")
 ARMS = (*WITHOUT, *META)
@@ -52,7 +55,9 @@ def best_without(results: Sequence[Result], number: str, setting: str, against: 
     return max(means, key=means.__getitem__) if means else None
 
 
-def gain(results: Sequence[Result], number: str, setting: str, arm: str = "meta") -> tuple[str, Estimate] | None:
+def gain(
+    results: Sequence[Result], number: str, setting: str, arm: str = "meta"
+) -> tuple[str, Estimate] | None:
     """Which arm without meta-learning is the best, and the paired difference of ``arm`` from it."""
     own = values(results, number, arm, setting)
     best = best_without(results, number, setting, own)
@@ -105,7 +110,9 @@ def score_table(results: Sequence[Result], setting: str, head: str, sizes: Seque
     return table((f"{setting}, {head}", *(f"{n} labels" for n in sizes)), rows)
 
 
-def phi_table(results: Sequence[Result], settings: Mapping[str, Mapping[str, float]], arm: str = "meta") -> str:
+def phi_table(
+    results: Sequence[Result], settings: Mapping[str, Mapping[str, float]], arm: str = "meta"
+) -> str:
     """Of each operation: where its magnitude started, the median over seeds of where it ended, and its median drift z."""
     operations = list(dict.fromkeys(name for start in settings.values() for name in start))
     rows: list[list[object]] = []
@@ -138,15 +145,15 @@ def cost_table(results: Sequence[Result], settings: Sequence[str]) -> str:
     for arm in ("meta (paper)", "meta", "walk"):
         ratios = []
         for setting in settings:
-            own, plain = (
-                by_seed(results, "pretrain seconds", name, setting) for name in (arm, "static 1")
-            )
+            own, plain = (by_seed(results, "pretrain seconds", name, setting) for name in (arm, "static 1"))
             ratios.append([own[s] / plain[s] for s in own.keys() & plain.keys()])
         rows.append((arm, *(f"{median(r):.1f}" if r else "–" for r in ratios)))
     return table(("time of pre-training ÷ that of the static start", *settings), rows)
 
 
-def figure(results: Sequence[Result], settings: Sequence[str], head: str, sizes: Sequence[int], main: int) -> Figure:
+def figure(
+    results: Sequence[Result], settings: Sequence[str], head: str, sizes: Sequence[int], main: int
+) -> Figure:
     """A row a setting: AUROC by label size, and paired differences of meta from every other arm at the main size."""
     from matplotlib.figure import Figure
 
@@ -189,7 +196,11 @@ def figure(results: Sequence[Result], settings: Sequence[str], head: str, sizes:
 
 
 def section(
-    plan: Any, results: Sequence[Result], settings: Mapping[str, Mapping[str, float]], sizes: Sequence[int], main: int
+    plan: Any,
+    results: Sequence[Result],
+    settings: Mapping[str, Mapping[str, float]],
+    sizes: Sequence[int],
+    main: int,
 ) -> Section:
     """The section of a study whose cells have the numbers ``probe n`` and ``tuned n``.
 
@@ -216,4 +227,6 @@ def section(
     parts.append("What φ did (z is its drift in SDs of noise, + towards a larger magnitude):")
     parts += [phi_table(results, settings), cost_table(results, names), power_table(results, names, number)]
     pages = {plan.figure: figure(results, names, "probe", sizes, main)}
-    return Section({name: known[name] for name in plan.expected}, "\n\n".join([*parts, plan.notes.strip()]), pages)
+    return Section(
+        {name: known[name] for name in plan.expected}, "\n\n".join([*parts, plan.notes.strip()]), pages
+    )

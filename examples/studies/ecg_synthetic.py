@@ -1,7 +1,7 @@
 """ECG, synthetic cohort: does learning the augmentation's magnitudes pay, in three situations declared in advance?
 
-A cell is one arm of one situation and seed: it pre-trains once and is then scored at every label size. A seed draws the cohorts,
-the initial weights and the batches, which all arms of a situation share.
+A cell is one arm of one situation and seed: it pre-trains once and is then scored at every label size. A seed draws the
+cohorts, the initial weights and the batches, which all arms of a situation share.
 """
 
 from __future__ import annotations
@@ -47,15 +47,17 @@ class Situation:
 
     Attributes:
         pretrain, finetune: nuisance -> lowest and highest magnitude and share of records (see
-            :class:`~ecgmeta.data.nuisances.Level`); those not named are absent. Fine-tuning's hold for the test recordings, too.
+            :class:`~ecgmeta.data.nuisances.Level`); those not named are absent. Fine-tuning's hold for the test, too.
         label: ``"superclass"`` (five) or ``"rate"`` (below 60, above 80 a minute).
         start: operation -> magnitude, in units of its typical one.
+        factors: of the static arms, times the start; 1 is the start itself.
     """
 
     pretrain: dict[str, list[float]] = field(default_factory=dict)
     finetune: dict[str, list[float]] = field(default_factory=dict)
     label: str = "superclass"
     start: dict[str, float] = field(default_factory=dict)
+    factors: list[float] = field(default_factory=lambda: [0.3, 1.0, 3.0])
 
 
 @dataclass
@@ -73,7 +75,6 @@ class Settings:
     """What every cell follows from.
 
     Attributes:
-        factors: of the static arms, times the start; 1 is the start itself.
         trials, spread: of the random search; see :func:`~examples.studies.ecg_arms.drawn`.
     """
 
@@ -82,8 +83,7 @@ class Settings:
     training: Training = field(default_factory=Training)
     meta: Meta = field(default_factory=Meta)
     scoring: Scoring = field(default_factory=Scoring)
-    factors: list[float] = field(default_factory=lambda: [0.3, 1.0, 3.0])
-    trials: int = 3
+    trials: int = 2
     spread: float = 1.5
 
 
@@ -106,18 +106,27 @@ class Plan(study.Plan):
 def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
     """Seed by seed, so that a run that is stopped leaves whole comparisons."""
     common = asdict(settings)
-    del common["situations"], common["factors"], common["trials"], common["spread"]
+    del common["situations"], common["trials"], common["spread"]
     for seed in seeds:
         for name, situation in settings.situations.items():
-            inputs = common | {"situation": asdict(situation)}
+            described = asdict(situation)
+            del described["factors"]
+            inputs = common | {"situation": described}
             yield Task("no pre-training", name, seed, inputs)
             yield Task("random encoder", name, seed, inputs)
-            for factor in settings.factors:
+            for factor in situation.factors:
                 yield Task(f"static {factor:g}", name, seed, inputs | {"factor": factor})
-            for learn, arm in (("ours", "meta"), ("retrained", "retrained"), ("paper", "meta (paper)"), ("walk", "walk")):
+            for learn, arm in (
+                ("ours", "meta"),
+                ("retrained", "retrained"),
+                ("paper", "meta (paper)"),
+                ("walk", "walk"),
+            ):
                 yield Task(arm, name, seed, inputs | {"learn": learn})
             for trial in range(1, settings.trials + 1):
-                yield Task(f"search {trial}", name, seed, inputs | {"trial": trial, "spread": settings.spread})
+                yield Task(
+                    f"search {trial}", name, seed, inputs | {"trial": trial, "spread": settings.spread}
+                )
 
 
 def run(task: Task) -> Mapping[str, float]:
@@ -139,7 +148,9 @@ def run(task: Task) -> Mapping[str, float]:
         scoring.epochs *= 2
     numbers = score(encoder, pool, test, scoring, task.seed, pretrained=not fresh, probe=not fresh)
     numbers["validation"] = validated(encoder, metaft, inputs["meta"]["penalty"])
-    return numbers if found is None else numbers | {"pretrain seconds": found.seconds} | learned_numbers(found)
+    return (
+        numbers if found is None else numbers | {"pretrain seconds": found.seconds} | learned_numbers(found)
+    )
 
 
 def _pretrained(task: Task, unlabelled: torch.Tensor, metaft: Records) -> Pretrained:
@@ -156,7 +167,9 @@ def _pretrained(task: Task, unlabelled: torch.Tensor, metaft: Records) -> Pretra
     return _learned(json.dumps(dict(inputs)), task.seed)
 
 
-@lru_cache(maxsize=1)  # the cell that pre-trains anew under the learned magnitudes follows the one that learned them
+@lru_cache(
+    maxsize=1
+)  # the cell that pre-trains anew under the learned magnitudes follows the one that learned them
 def _learned(text: str, seed: int) -> Pretrained:
     inputs = json.loads(text)
     unlabelled, pool, _ = cohort(json.dumps([inputs["situation"], inputs["sizes"]]), seed)
