@@ -104,13 +104,14 @@ class Scoring:
     Attributes:
         probe, tuned: label sizes of the linear probe, and of fine-tuning everything.
         l2: penalties of the probe; its validation part chooses.
-        epochs, lr: of fine-tuning; its validation part chooses the epoch.
+        epochs, lr: of fine-tuning; its validation part chooses the epoch. Batch normalisation trains on, in every arm, so
+            that an encoder that was pre-trained has no disadvantage over one that was not, nor an advantage.
     """
 
     probe: list[int] = field(default_factory=lambda: [50, 100, 250, 500])
     tuned: list[int] = field(default_factory=lambda: [100, 250])
     l2: list[float] = field(default_factory=lambda: [1.0, 0.1, 0.01])
-    epochs: int = 20
+    epochs: int = 40
     lr: float = 3e-3
 
 
@@ -257,6 +258,7 @@ def pretrain(
     learn: str = "",
     head: type[RecordHead | FrameHead] = RecordHead,
     crop: int | None = None,
+    encoder: Encoder | None = None,
 ) -> Pretrained:
     """SimCLR under the magnitudes ``start``.
 
@@ -265,11 +267,12 @@ def pretrain(
         seed: of the initial weights and the batches.
         head: what fine-tuning predicts.
         crop: see :class:`Batches`.
+        encoder: None: :func:`untrained`.
 
     Raises:
         FloatingPointError: a loss is not finite.
     """
-    encoder = untrained(unlabelled, seed)
+    encoder = encoder or untrained(unlabelled, seed)
     policy = policy_of(start, unlabelled.shape[1])
     with seeded(seed, "projection head"):
         simclr = SimCLR(encoder, policy, temperature=training.temperature)
@@ -332,7 +335,6 @@ def score(
     scoring: Scoring,
     seed: int,
     *,
-    pretrained: bool,
     probe: bool = True,
     encode: Encode | None = None,
 ) -> dict[str, float]:
@@ -353,7 +355,7 @@ def score(
         train, validation = pool.take(slice(n * 4 // 5)), pool.take(slice(n * 4 // 5, n))
         predictor = finetune(
             encoder, train, validation, test, seed=derive(seed, "fine-tuning") % 2**31, epochs=scoring.epochs,
-            lr=scoring.lr, patience=None, train_norm=not pretrained,
+            lr=scoring.lr, patience=None, train_norm=True,
         )  # fmt: skip
         found[f"tuned {n}"] = _auroc(predictor.test_logits, test)
     return found

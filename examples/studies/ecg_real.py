@@ -125,8 +125,6 @@ def run(task: Task) -> Mapping[str, float]:
     else:
         found = _pretrained(task)
         encoder = found.encoder
-    if fresh:
-        scoring.epochs *= 2
     if task.setting == "delineation":  # examples are frames, and the encoder stays frozen
         scoring.tuned = []
         encode: Encode = encoded_frames
@@ -134,9 +132,7 @@ def run(task: Task) -> Mapping[str, float]:
         encode = encoded
     if task.arm == "random encoder":
         scoring.tuned = []
-    numbers = score(
-        encoder, metaft, test, scoring, task.seed, pretrained=not fresh, probe=not fresh, encode=encode
-    )
+    numbers = score(encoder, metaft, test, scoring, task.seed, probe=not fresh, encode=encode)
     numbers["validation"] = validated(encoder, metaft, inputs["meta"]["penalty"], encode)
     return (
         numbers if found is None else numbers | {"pretrain seconds": found.seconds} | learned_numbers(found)

@@ -191,7 +191,8 @@ def figure(
             right.axvline(EFFECT, color=FAINT, linewidth=0.8, linestyle=":")
             right.set_yticks(range(len(others)), list(reversed(others)))
             right.set(title=f"meta minus ..., {main} labels", xlabel="AUROC points (95 %), dotted: the bar")
-        axes[0][0].legend(fontsize=7, ncols=2)
+        if axes[0][0].lines:
+            axes[0][0].legend(fontsize=7, ncols=2)
     return page
 
 

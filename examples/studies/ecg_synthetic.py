@@ -144,9 +144,7 @@ def run(task: Task) -> Mapping[str, float]:
     fresh = task.arm == "no pre-training"
     if task.arm == "random encoder":  # its fine-tuning is the arm above
         scoring.tuned = []
-    if fresh:  # statistics take longer to settle than a few epochs
-        scoring.epochs *= 2
-    numbers = score(encoder, pool, test, scoring, task.seed, pretrained=not fresh, probe=not fresh)
+    numbers = score(encoder, pool, test, scoring, task.seed, probe=not fresh)
     numbers["validation"] = validated(encoder, metaft, inputs["meta"]["penalty"])
     return (
         numbers if found is None else numbers | {"pretrain seconds": found.seconds} | learned_numbers(found)
