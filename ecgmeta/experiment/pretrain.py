@@ -14,6 +14,7 @@ from ecgmeta.augment import paper_static
 from ecgmeta.bilevel import (
     Adam,
     FinetuneFactor,
+    ImplicitHead,
     MetaState,
     Report,
     Schedule,
@@ -167,6 +168,8 @@ def _steps(config: Experiment, training: _Training) -> Iterator[Report]:
 
 
 def _prepare(config: Experiment, cohort: Cohort, ranks: Ranks) -> _Training:
+    from ecgmeta.data import concat
+
     arm, device = config.pretrain.arm, ranks.device
     model = build(config, cohort, arm)
     model.simclr.to(device)
@@ -174,6 +177,8 @@ def _prepare(config: Experiment, cohort: Cohort, ranks: Ranks) -> _Training:
     if arm in LEARNING:
         train, validation = metaft(config, cohort)
         _say_metaft(config, train, validation)
+        if config.meta.head == "ridge":  # leaves every record out in turn, and so needs no split
+            validation = concat([train, validation])
     batches = SimCLRBatches(
         cohort.pretrain,
         train,
@@ -210,8 +215,10 @@ def _prepare(config: Experiment, cohort: Cohort, ranks: Ranks) -> _Training:
     head = Adam(config.meta.head_lr)
     guard = PhiGuard(config.meta, state)
     pace = Pace(schedule, config.pretrain.checkpoint_every, phi_step_guess(config))
-    unroll = Unroll(config.meta.unroll, head)
-    return _Training(model, batches, state, schedule, unroll, head, guard, pace, ranks)
+    finetune: FinetuneFactor = Unroll(config.meta.unroll, head)
+    if config.meta.head == "ridge":
+        finetune = ImplicitHead("ridge", config.meta.penalty)
+    return _Training(model, batches, state, schedule, finetune, head, guard, pace, ranks)
 
 
 def _phi_optimizer(config: Experiment, learns: torch.nn.Module | None) -> torch.optim.Optimizer:

@@ -136,13 +136,6 @@ class Records:
 Encode = Callable[[Encoder, Records], Records]
 
 
-class RecordHead(FinetuneHead):
-    """A label a record."""
-
-    def targets(self, batch: Labelled) -> Tensor:
-        return batch.y
-
-
 class FrameHead(FinetuneHead):
     """A label a frame: y (batch, frames, labels), NaN in frames that nobody has labelled."""
 
@@ -160,15 +153,6 @@ class FrameHead(FinetuneHead):
 def labelled(y: Tensor) -> Tensor:
     """(batch, frames): where y (batch, frames, labels) has labels."""
     return ~torch.isnan(y[..., 0])
-
-
-class _Problem(FeatureModuleProblem):
-    """With what the implicit head should predict."""
-
-    finetune: RecordHead | FrameHead
-
-    def targets(self, batch: Labelled) -> Tensor:
-        return self.finetune.targets(batch)
 
 
 @dataclass(frozen=True)
@@ -256,7 +240,7 @@ def pretrain(
     meta: Meta,
     *,
     learn: str = "",
-    head: type[RecordHead | FrameHead] = RecordHead,
+    head: type[FinetuneHead] = FinetuneHead,
     crop: int | None = None,
     encoder: Encoder | None = None,
 ) -> Pretrained:
@@ -277,7 +261,7 @@ def pretrain(
     with seeded(seed, "projection head"):
         simclr = SimCLR(encoder, policy, temperature=training.temperature)
     with seeded(seed, "fine-tuning head"):
-        problem = _Problem(simclr, head(encoder, metaft.y.shape[-1]), hyper=policy)
+        problem = FeatureModuleProblem(simclr, head(encoder, metaft.y.shape[-1]), hyper=policy)
     batches = Batches(
         unlabelled, metaft, policy, seed, training.batch_size, meta.labels, learn == "paper", crop
     )

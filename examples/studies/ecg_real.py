@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ecgmeta.data import LUDB, WFDBFolder
 from ecgmeta.data.splits import patient_split
+from ecgmeta.experiment.model import FinetuneHead
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.seeds import derive
 from examples.studies import study
@@ -29,7 +30,6 @@ from examples.studies.ecg_arms import (
     FrameHead,
     Meta,
     Pretrained,
-    RecordHead,
     Records,
     Scoring,
     Training,
@@ -50,7 +50,7 @@ LEADS = ("I", "II", "V1", "V5")
 HZ, CROP = 100.0, 400  # samples of a pre-training view; labelled recordings are seen whole, 10 s
 STRIDE = 16  # samples a frame of the encoder's maps
 WAVES = ("P", "QRS", "T")
-HEADS: Mapping[str, type[RecordHead | FrameHead]] = {"diagnoses": RecordHead, "delineation": FrameHead}
+HEADS: Mapping[str, type[FinetuneHead]] = {"diagnoses": FinetuneHead, "delineation": FrameHead}
 
 
 @dataclass
