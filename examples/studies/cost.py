@@ -7,19 +7,20 @@ that a busy machine does not matter; each then runs alone in a fresh process, wh
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ecgmeta.encoders import Encoder, create_encoder
+from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.seeds import seeded, torch_generator
 from examples.studies import study
 from examples.studies.ecg_arms import Meta, Records, Training, pretrain
@@ -31,7 +32,6 @@ from examples.studies.study import Outcome, Result, Section, Task, load, read_re
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MEGABYTE = 2**20
 ARMS: Mapping[str, tuple[str, dict[str, int]]] = {  # arm -> how it learns, and its settings
     "ours, P = 1": ("ours", {"period": 1}),
     "ours, P = 2": ("ours", {"period": 2}),
@@ -103,7 +103,7 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
 
 
 def run(task: Task) -> Mapping[str, float]:
-    """CPU seconds a step of both sides, medians over rounds, and the peaks of resident memory in MB."""
+    """CPU seconds a step of both sides, medians over rounds, and what each adds to resident memory at its peak, in MB."""
     learn, own = ARMS[task.arm]
     inputs = dict(task.inputs)
     plain, learning = (partial(steps, inputs, way, own, task.seed) for way in ("", learn))
@@ -112,18 +112,17 @@ def run(task: Task) -> Mapping[str, float]:
     times = [(plain(), learning()) for _ in range(inputs["rounds"])]
     context = multiprocessing.get_context("spawn")
     peaks = []
-    for way in ("import", "", learn):
+    for way in ("", learn):
         with ProcessPoolExecutor(1, mp_context=context) as fresh:
             peaks.append(fresh.submit(peak, inputs, way, own, task.seed).result())
-    nothing, without, with_it = peaks
+    without, with_it = peaks
     return {
         "plain, s a step": median(a for a, _ in times),
         "learning, s a step": median(b for _, b in times),
         "ratio": median(b / a for a, b in times),
-        "import, MB": nothing,
         "plain, MB": without,
         "learning, MB": with_it,
-        "memory ratio": (with_it - nothing) / max(without - nothing, 1.0),
+        "memory ratio": with_it / without,
     }
 
 
@@ -148,16 +147,25 @@ def steps(inputs: Mapping[str, Any], learn: str, own: Mapping[str, int], seed: i
 
 
 def peak(inputs: Mapping[str, Any], learn: str, own: Mapping[str, int], seed: int) -> float:
-    """Peak resident memory of this process in MB, after one short run; ``"import"``: after the smallest one."""
+    """How far one short run raises the resident memory of this process, in MB, once everything is imported.
+
+    Raises:
+        InputError: no Linux, whose kernel keeps the peak and can forget it.
+    """
+    status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not forget.exists():
+        raise InputError("cost", "memory", sys.platform, "Linux, for /proc/self")
     torch.set_num_threads(1)
-    if learn == "import":
-        steps(
-            {**inputs, "encoder": "", "batch_size": 2, "samples": 64, "labels": 4, "steps": 1}, "", {}, seed
-        )
-    else:
-        steps(inputs, learn, own, seed)
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size * (1 if sys.platform == "darwin" else 1024) / MEGABYTE
+    small = {"encoder": "", "batch_size": 2, "samples": 64, "labels": 4, "steps": 1}
+    steps({**inputs, **small}, learn, {}, seed)
+    forget.write_text("5")
+    before = _kilobytes(status.read_text(), "VmRSS")
+    steps(inputs, learn, own, seed)
+    return (_kilobytes(status.read_text(), "VmHWM") - before) / 1024
+
+
+def _kilobytes(status: str, name: str) -> int:
+    return int(next(line for line in status.splitlines() if line.startswith(name)).split()[1])
 
 
 def report(plan: Plan, results: Sequence[Result]) -> Section:
@@ -183,8 +191,8 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
         "φ learned",
         "plain step, CPU s",
         "whole run ÷ plain",
-        "plain peak, MB",
-        "memory beyond imports ÷ plain's",
+        "plain peak beyond imports, MB",
+        "peak ÷ plain",
     )
     needed, text = search_needs()
     own = [ratios[key] for key in ratios if key[0] == "ours, P = 2"]
