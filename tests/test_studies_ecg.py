@@ -160,6 +160,10 @@ def test_the_best_candidate_is_that_of_the_validation_and_not_of_the_test() -> N
     assert ecg_report.values(results, "probe 250", "best static", "one") == {
         0: 60.0
     }  # seed 1 lacks a candidate
+    elsewhere = Result(Task("static 9", "two", 0), {"validation": 9.0, "probe 250": 1.0}, 1.0)
+    assert ecg_report.values([*results, elsewhere], "probe 250", "best static", "one") == {0: 60.0}
+    planned = [r.task for r in results] + [Task("static 3", "one", 1)]
+    assert {r.task.seed for r in ecg_report.whole(results, planned)} == {0}
     assert ecg_report.values(results, "probe 250", "start", "one") == {0: 70.0, 1: 71.0}
     assert ecg_report.best_without(results, "probe 250", "one", {0: 66.0, 1: 66.0}) == "start"
     found = ecg_report.gain(results, "probe 250", "one")

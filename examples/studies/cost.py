@@ -24,7 +24,7 @@ from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.seeds import seeded, torch_generator
 from examples.studies import study
 from examples.studies.ecg_arms import Meta, Records, Training, pretrain
-from examples.studies.ecg_report import values
+from examples.studies.ecg_report import values, whole
 from examples.studies.report import table
 from examples.studies.statistics import by_seed, mean
 from examples.studies.study import Outcome, Result, Section, Task, load, read_results, results_file
@@ -223,8 +223,9 @@ def search_needs() -> tuple[str, Outcome]:
     """From the cells of ``ecg_synthetic``: how many trials of its search, and static arms, reach meta's validation R²."""
     other = load("ecg_synthetic")
     cells = other.tasks()
-    results = read_results(results_file("ecg_synthetic"), cells)
-    rows, shares = [], []
+    results = whole(read_results(results_file("ecg_synthetic"), cells), cells)
+    rows: list[list[object]] = []
+    shares: list[bool] = []
     for setting in other.plan.settings.situations:
         target = values(results, "validation", "meta", setting)
         row: list[object] = [setting, len(target)]
@@ -255,7 +256,15 @@ def search_needs() -> tuple[str, Outcome]:
     text = "Which runs without learning reach the validation R² of `meta` in the same seed (study `ecg_synthetic`):"
     if not shares:
         return "", Outcome("no cell yet")
-    share = sum(shares) / len(shares)
-    runs = f"{1 / share:.1f} runs" if share else "more runs than there were trials"
-    outcome = Outcome(f"{100 * share:.0f} % of trials reach it: {runs} on average", share < 0.5)
+    text_of_all = (
+        f"{sum(shares)} of {len(shares)} trials reach it: {_runs(sum(shares), len(shares))} runs on average"
+    )
+    outcome = Outcome(text_of_all, sum(shares) / len(shares) < 0.5)
     return f"{text}\n\n{table(head, rows)}", outcome
+
+
+def _runs(reached: int, of: int) -> str:
+    """How many trials one waits for on average: 1/p, and with nobody there the 95 % bound of "3 in n"."""
+    if not of:
+        return "–"
+    return f"{of / reached:.1f}" if reached else f"more than {of / 3:.0f}"

@@ -242,4 +242,5 @@ def frame_labels(ludb: LUDB, record: str, frames: int, lead: str = "II") -> NDAr
 
 def report(plan: Plan, results: Sequence[Result]) -> Section:
     starts = dict.fromkeys(plan.settings.tasks, plan.settings.start)
-    return section(plan, results, starts, plan.settings.scoring.probe, plan.main)
+    planned = list(tasks(plan.settings, plan.record))
+    return section(plan, results, planned, starts, plan.settings.scoring.probe, plan.main)

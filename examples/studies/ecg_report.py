@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy as np
 from ecgmeta.report.content import Estimate
 from examples.studies.report import table
 from examples.studies.statistics import by_seed, differences, mean, paired, seeds_needed
-from examples.studies.study import Outcome, Result, Section
+from examples.studies.study import Outcome, Result, Section, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,12 +38,20 @@ def values(results: Sequence[Result], number: str, arm: str, setting: str) -> di
         return by_seed(results, number, "static 1", setting)
     if arm not in CHOSEN:
         return by_seed(results, number, arm, setting)
-    names = sorted({r.task.arm for r in results if r.task.arm.startswith(CHOSEN[arm])})
+    cells = [r.task for r in results if r.task.setting == setting]
+    names = sorted({task.arm for task in cells if task.arm.startswith(CHOSEN[arm])})
     validation = [by_seed(results, "validation", name, setting) for name in names]
     found = [by_seed(results, number, name, setting) for name in names]
     seeds = set.intersection(*map(set, validation), *map(set, found)) if names else set()
     best = {seed: max(range(len(names)), key=lambda k: validation[k][seed]) for seed in seeds}
     return {seed: found[k][seed] for seed, k in best.items()}
+
+
+def whole(results: Sequence[Result], planned: Sequence[Task]) -> list[Result]:
+    """The cells of settings and seeds of which every arm is done, so that all arms are compared on the same seeds."""
+    wanted = Counter((task.setting, task.seed) for task in planned)
+    done = Counter((result.task.setting, result.task.seed) for result in results)
+    return [r for r in results if done[place := (r.task.setting, r.task.seed)] == wanted[place]]
 
 
 def best_without(results: Sequence[Result], number: str, setting: str, against: Values) -> str | None:
@@ -199,6 +208,7 @@ def figure(
 def section(
     plan: Any,
     results: Sequence[Result],
+    planned: Sequence[Task],
     settings: Mapping[str, Mapping[str, float]],
     sizes: Sequence[int],
     main: int,
@@ -206,9 +216,11 @@ def section(
     """The section of a study whose cells have the numbers ``probe n`` and ``tuned n``.
 
     Args:
+        planned: all cells of the plan.
         settings: name -> start of φ.
         sizes, main: label sizes, and the one that the expectations are about.
     """
+    results = whole(results, planned)
     names, number = list(settings), f"probe {main}"
     gains = {name: gain(results, number, name) for name in names}
     again = {name: gain(results, number, name, "retrained") for name in names}
@@ -220,11 +232,22 @@ def section(
         "paper's settings": at_least(results, number, names, "meta", "meta (paper)"),
         "walk": at_least(results, number, names, "meta", "walk"),
     }
-    parts = [f"![AUROC by label size, and differences of meta from the others](figures/{plan.figure}.svg)"]
+    seeds = {name: len({r.task.seed for r in results if r.task.setting == name}) for name in names}
+    counted = ", ".join(f"{n} of `{name}`" for name, n in seeds.items())
+    parts = [
+        f"Seeds of which every arm is done, and which alone are reported: {counted}.",
+        f"![AUROC by label size, and differences of meta from the others](figures/{plan.figure}.svg)",
+    ]
     for head, what in (("probe", "a linear probe"), ("tuned", "fine-tuning of everything")):
-        if any(f"{head} {n}" in r.numbers for r in results for n in sizes):
+        own = {
+            name: [
+                n for n in sizes if any(f"{head} {n}" in r.numbers for r in results if r.task.setting == name)
+            ]
+            for name in names
+        }
+        if any(own.values()):
             parts.append(f"Test AUROC in % under {what}, mean over seeds (95 %):")
-            parts += [score_table(results, name, head, sizes) for name in names]
+            parts += [score_table(results, name, head, found) for name, found in own.items() if found]
     parts.append("What φ did (z is its drift in SDs of noise, + towards a larger magnitude):")
     parts += [phi_table(results, settings), cost_table(results, names), power_table(results, names, number)]
     pages = {plan.figure: figure(results, names, "probe", sizes, main)}

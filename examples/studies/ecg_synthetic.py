@@ -203,4 +203,5 @@ def _records(n: int, nuisances: Mapping[str, Sequence[float]], label: str, seed:
 
 def report(plan: Plan, results: Sequence[Result]) -> Section:
     starts = {name: situation.start for name, situation in plan.settings.situations.items()}
-    return section(plan, results, starts, plan.settings.scoring.probe, plan.main)
+    planned = list(tasks(plan.settings, plan.record))
+    return section(plan, results, planned, starts, plan.settings.scoring.probe, plan.main)
