@@ -23,6 +23,7 @@ from examples.studies.ecg_arms import (
     drawn,
     policy_of,
     pretrain,
+    ramp,
     untrained,
     validated,
 )
@@ -114,6 +115,22 @@ def test_only_learning_moves_the_magnitudes(learn: str, threads: None) -> None:
     assert moved == (set(OPERATIONS) if learn else set())
     again = pretrain(data.x, data, OPERATIONS, 0, training, meta, learn=learn)
     assert again.magnitudes == found.magnitudes
+
+
+def test_a_learned_path_can_be_replayed(threads: None) -> None:
+    data = records(40)
+    training, meta = Training(steps=4, batch_size=8), Meta(period=2, warmup=0, labels=20)
+    learned = pretrain(data.x, data, OPERATIONS, 0, training, meta, learn="ours")
+    assert learned.path[0].tolist() == pytest.approx(list(OPERATIONS.values()))
+    assert learned.path.shape == (4, len(OPERATIONS))
+    assert not torch.equal(learned.path[0], learned.path[3])  # the second step ends with a φ step
+    replayed = pretrain(data.x, data, OPERATIONS, 0, training, meta, path=learned.path)
+    assert torch.allclose(replayed.path, learned.path)
+    # The same initialisation and batches under the same magnitudes: the same encoder.
+    for a, b in zip(learned.encoder.parameters(), replayed.encoder.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+    growing = ramp(OPERATIONS, 0.5, 2.0, 5)
+    assert growing[:, 0].tolist() == pytest.approx([0.15, 0.15 * 2**0.5, 0.3, 0.3 * 2**0.5, 0.6])
 
 
 def test_a_search_draws_around_the_start() -> None:

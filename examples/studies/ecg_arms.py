@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from ecgmeta.bilevel import (
     Identity,
     ImplicitHead,
     MetaState,
+    Report,
     Schedule,
     meta_train,
     paper,
@@ -206,12 +207,18 @@ class Batches:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """An encoder, the magnitudes under which it ended, and how it went."""
+    """An encoder, the magnitudes under which it ended, and how it went.
+
+    Attributes:
+        z: of each magnitude, the sum of its hypergradients in SDs of noise; 0 where it was not learned.
+        path: (steps, operations), the magnitudes of each step.
+    """
 
     encoder: Encoder
     magnitudes: dict[str, float]
     z: dict[str, float]
     seconds: float
+    path: Tensor
 
 
 def untrained(records: Tensor, seed: int) -> Encoder:
@@ -243,6 +250,7 @@ def pretrain(
     head: type[FinetuneHead] = FinetuneHead,
     crop: int | None = None,
     encoder: Encoder | None = None,
+    path: Tensor | None = None,
 ) -> Pretrained:
     """SimCLR under the magnitudes ``start``.
 
@@ -252,6 +260,7 @@ def pretrain(
         head: what fine-tuning predicts.
         crop: see :class:`Batches`.
         encoder: None: :func:`untrained`.
+        path: (steps, operations), magnitudes to be under at each step instead of learning any.
 
     Raises:
         FloatingPointError: a loss is not finite.
@@ -275,25 +284,39 @@ def pretrain(
         phi_optimizer=torch.optim.Adam(problem.phi.values(), lr=phi_lr, betas=betas),
     )
     began = time.perf_counter()
-    before = policy.g.detach().clone()
-    for _ in meta_train(problem, state, batches, seed=seed, **_settings(learn, training, meta)):
-        if (
-            learn == "walk"
-        ):  # the engine turns a step in all of g, of which a chain uses one row in `len(start)`
-            policy.g.data.sub_(before).mul_(len(start) ** 0.5).add_(before)
-        if learn != "paper":
-            policy.g.data.clamp_(meta.lowest**0.5, meta.highest**0.5)
-        before.copy_(policy.g.detach())
+    reports = meta_train(problem, state, batches, seed=seed, **_settings(learn, training, meta))
+    taken = _drive(reports, policy, learn, meta, path)
     seconds = time.perf_counter() - began
-    own = range(len(start))
-    # Of a chain's g, shaped (stages, operations, 1), stage s uses operation s.
     z = state.signal.z().view(policy.g.shape) if state.signal.count else torch.zeros_like(policy.g)
     return Pretrained(
         encoder.eval(),
-        {name: float(policy.g[i, i].detach().square()) for i, name in zip(own, start, strict=True)},
-        {name: float(z[i, i]) for i, name in zip(own, start, strict=True)},
+        dict(zip(start, taken[-1].tolist(), strict=True)),
+        dict(zip(start, z[..., 0].diagonal().tolist(), strict=True)),
         seconds,
+        taken[:-1],
     )
+
+
+def _drive(
+    reports: Iterable[Report], policy: LearnedPolicy, learn: str, meta: Meta, path: Tensor | None
+) -> Tensor:
+    """Take every step, and hold or lead the magnitudes: (steps + 1, operations), those before each step and at the end."""
+    live = policy.g.detach()[..., 0].diagonal()  # of a chain, stage s uses operation s
+    if path is not None:
+        live.copy_(path[0].sqrt())
+    before, taken = policy.g.detach().clone(), [live.square()]
+    for report in reports:
+        if (
+            learn == "walk"
+        ):  # the engine turns a step in all of g, of which a chain uses one entry in `len(live)`
+            policy.g.data.sub_(before).mul_(len(live) ** 0.5).add_(before)
+        if learn != "paper":
+            policy.g.data.clamp_(meta.lowest**0.5, meta.highest**0.5)
+        if path is not None and report.step + 1 < len(path):
+            live.copy_(path[report.step + 1].sqrt())
+        before.copy_(policy.g.detach())
+        taken.append(live.square())
+    return torch.stack(taken)
 
 
 def _settings(learn: str, training: Training, meta: Meta) -> dict[str, Any]:
@@ -401,6 +424,12 @@ def drawn(start: Mapping[str, float], spread: float, seed: int, trial: int) -> d
 
 def scaled(start: Mapping[str, float], factor: float) -> dict[str, float]:
     return {name: factor * value for name, value in start.items()}
+
+
+def ramp(start: Mapping[str, float], low: float, high: float, steps: int) -> Tensor:
+    """(steps, operations): all magnitudes from ``low`` to ``high`` times the start, by equal factors."""
+    factors = low * (high / low) ** torch.linspace(0, 1, steps)
+    return factors.unsqueeze(1) * torch.tensor(list(start.values()))
 
 
 def learned_numbers(found: Pretrained) -> dict[str, float]:

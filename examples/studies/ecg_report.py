@@ -23,8 +23,8 @@ CHOSEN = {
     "best static": "static ",
     "random search": "search ",
 }  # arm -> what its candidates' names begin with
-WITHOUT = ("no pre-training", "random encoder", "start", "best static", "random search", "walk")
-META = ("meta (paper)", "meta", "retrained")
+WITHOUT = ("no pre-training", "random encoder", "start", "best static", "random search", "ramp", "walk")
+META = ("meta (paper)", "meta", "retrained", "replayed")
 ARMS = (*WITHOUT, *META)
 Values = Mapping[int, float]
 
@@ -111,7 +111,9 @@ def score_table(results: Sequence[Result], setting: str, head: str, sizes: Seque
         found = [values(results, f"{head} {n}", arm, setting) for n in sizes]
         if any(found):
             rows.append([arm, *(said(mean(v), "") if v else "–" for v in found)])
-    for arm in ("meta", "retrained"):
+    for arm in ("meta", "retrained", "replayed"):
+        if not any(values(results, f"{head} {n}", arm, setting) for n in sizes):
+            continue
         gains = [gain(results, f"{head} {n}", setting, arm) for n in sizes]
         rows.append(
             [f"**{arm} − best without**", *("–" if g is None else f"{said(g[1])}, {g[0]}" for g in gains)]
@@ -171,7 +173,9 @@ def figure(
     with style():
         page = Figure(figsize=(9, 2.9 * len(settings)), layout="constrained")
         axes = page.subplots(len(settings), 2, squeeze=False, width_ratios=(1.15, 1))
-        colours: dict[str, Any] = dict(zip(ARMS, (*PALETTE, "#888888", "#8C564B"), strict=False))
+        colours: dict[str, Any] = dict(
+            zip(ARMS, (*PALETTE, "#888888", "#8C564B", "#7F7F00", "#5D3FD3"), strict=False)
+        )
         for (left, right), setting in zip(axes, settings, strict=True):
             others = []
             for arm in ARMS:
@@ -224,11 +228,14 @@ def section(
     names, number = list(settings), f"probe {main}"
     gains = {name: gain(results, number, name) for name in names}
     again = {name: gain(results, number, name, "retrained") for name in names}
+    replayed = {name: gain(results, number, name, "replayed") for name in names}
     known = {
         "gain": large_gain(gains),
         "no loss": no_loss(gains),
         "retrained, gain": large_gain(again),
         "retrained, no loss": no_loss(again),
+        "replayed, gain": large_gain(replayed),
+        "replayed, no loss": no_loss(replayed),
         "paper's settings": at_least(results, number, names, "meta", "meta (paper)"),
         "walk": at_least(results, number, names, "meta", "walk"),
     }

@@ -28,6 +28,7 @@ from examples.studies.ecg_arms import (
     drawn,
     learned_numbers,
     pretrain,
+    ramp,
     scaled,
     score,
     untrained,
@@ -116,9 +117,12 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
             yield Task("random encoder", name, seed, inputs)
             for factor in situation.factors:
                 yield Task(f"static {factor:g}", name, seed, inputs | {"factor": factor})
+            spanned = [min(situation.factors), max(situation.factors)]
+            yield Task("ramp", name, seed, inputs | {"ramp": spanned})
             for learn, arm in (
                 ("ours", "meta"),
                 ("retrained", "retrained"),
+                ("replayed", "replayed"),
                 ("paper", "meta (paper)"),
                 ("walk", "walk"),
             ):
@@ -159,9 +163,14 @@ def _pretrained(task: Task, unlabelled: torch.Tensor, metaft: Records) -> Pretra
     if "trial" in inputs:
         chosen = drawn(start, inputs["spread"], task.seed, inputs["trial"])
         return pretrain(unlabelled, metaft, chosen, task.seed, training, meta)
-    if inputs["learn"] == "retrained":
-        learned = _learned(json.dumps({**inputs, "learn": "ours"}), task.seed).magnitudes
-        return pretrain(unlabelled, metaft, learned, derive(task.seed, "retrained"), training, meta)
+    if "ramp" in inputs:
+        path = ramp(start, *inputs["ramp"], steps=training.steps)
+        return pretrain(unlabelled, metaft, start, task.seed, training, meta, path=path)
+    if inputs["learn"] in ("retrained", "replayed"):  # the magnitudes of the end, or those of each step
+        learned = _learned(json.dumps({**inputs, "learn": "ours"}), task.seed)
+        path = learned.path if inputs["learn"] == "replayed" else None
+        seed = derive(task.seed, "retrained")
+        return pretrain(unlabelled, metaft, learned.magnitudes, seed, training, meta, path=path)
     return _learned(json.dumps(dict(inputs)), task.seed)
 
 
