@@ -240,11 +240,9 @@ def search_needs() -> tuple[str, Outcome]:
                 if seed in target
             ]
             row.append(f"{sum(reached)} of {len(reached)}")
-            if kind == "search " and reached:
-                shares.append(sum(reached) / len(reached))
-                row.append(
-                    f"{1 / shares[-1]:.1f}" if shares[-1] else f"more than {len(reached) / 3:.0f} (95 %)"
-                )
+            if kind == "search ":
+                row.append(_runs(sum(reached), len(reached)))
+                shares += reached
         rows.append(row)
     head = (
         "situation",
