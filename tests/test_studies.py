@@ -137,6 +137,7 @@ def test_unknown_study_is_named() -> None:
         load("nothing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", studies())
 @pytest.mark.usefixtures("threads")
 def test_smallest_cells_run_and_are_reported(name: str, tmp_path: Path) -> None:

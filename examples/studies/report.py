@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ecgmeta.report.content import Estimate
 from ecgmeta.report.figures import svg
 from ecgmeta.runtime.files import write_text
 from examples.studies.study import HERE, RESULTS, load, read_results, results_file, studies
@@ -31,6 +33,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     )
 
 
+def shown(estimate: Estimate, digits: int = 2) -> str:
+    """``0.07 (−0.27 to 0.40)``."""
+    parts = [f"{x:.{digits}f}".replace("-", "−") for x in (estimate.value, estimate.low, estimate.high)]
+    if math.isnan(estimate.value):
+        return "–"
+    return parts[0] if math.isnan(estimate.low) else f"{parts[0]} ({parts[1]} to {parts[2]})"
+
+
 def section(
     name: str, folder: Path = RESULTS, *, quick: bool = False
 ) -> tuple[str, Mapping[str, Figure]] | None:
@@ -52,6 +62,7 @@ def section(
             f"## {study.plan.title}",
             study.plan.question.strip(),
             table(("", "expected", "found", "bar"), rows),
+            *([study.plan.conclusion.strip()] if study.plan.conclusion else []),
             f"{len(results)} of {len(tasks)} cells are done, {len(study.plan.record)} seeds of record, "
             f"{cost / 3600:.2f} process-hours in all, {len(failed)} failed{': ' if failed else ''}{', '.join(failed)}.",
             found.body.strip(),

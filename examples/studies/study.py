@@ -44,6 +44,7 @@ class Plan:
         title, question: of the study.
         order: its place in the report.
         expected: name -> what is expected and which bar is to be met, written before the run.
+        conclusion: what follows, written after the run.
         pilot, record: seeds. Settings are chosen on those of the pilot; only those of record are reported as results.
         quick: overrides, such as ``settings.steps=20``, that make the smallest cells (for a test).
         threads: of torch in each process; the same for any number of processes, so that the numbers are, too.
@@ -53,6 +54,7 @@ class Plan:
     question: str = ""
     order: int = 0
     expected: dict[str, str] = field(default_factory=dict)
+    conclusion: str = ""
     pilot: list[int] = field(default_factory=list)
     record: list[int] = field(default_factory=list)
     quick: list[str] = field(default_factory=list)
