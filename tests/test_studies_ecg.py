@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ecgmeta.experiment.batches import Labelled
-from examples.studies import ecg_real, ecg_report
+from examples.studies import cost, ecg_real, ecg_report
 from examples.studies.ecg_arms import (
     Batches,
     FrameHead,
@@ -186,6 +186,21 @@ def test_the_best_candidate_is_that_of_the_validation_and_not_of_the_test() -> N
     found = ecg_report.gain(results, "probe 250", "one")
     assert found is not None
     assert found[1].value == -4.5
+
+
+def test_waiting_for_a_trial() -> None:
+    assert cost._runs(2, 10) == "5.0"
+    assert cost._runs(0, 12) == "more than 4"  # the rule of three
+    assert cost._runs(0, 0) == "–"
+
+
+@pytest.mark.slow
+def test_learning_costs_time_and_memory(threads: None) -> None:
+    study = load("cost", quick=True)
+    task = next(t for t in study.tasks() if t.name == "ours, P = 1/small/0")
+    numbers = study.module.run(task)
+    assert numbers["ratio"] > 1
+    assert numbers["learning, MB"] > numbers["plain, MB"] > 0
 
 
 @pytest.mark.slow
