@@ -197,7 +197,8 @@ class FeatureModuleProblem(ModuleProblem):
     """A :class:`ModuleProblem` whose ``finetune`` module is split at the encoder's output.
 
     ``finetune`` also has ``features(batch)`` and ``head_loss(features, batch)``, with ``finetune(batch) ==
-    head_loss(features(batch), batch)``; the engine computes the features once for a whole unroll of the head.
+    head_loss(features(batch), batch)``; the engine computes the features once for a whole unroll of the head. For an
+    :class:`~ecgmeta.bilevel.implicit_head.ImplicitHead` it has ``targets(batch)``, too.
     """
 
     def finetune_loss(self, theta: Tree, psi: Tree, batch: Any) -> Tensor:
@@ -214,6 +215,10 @@ class FeatureModuleProblem(ModuleProblem):
 
     def head_loss(self, features: Tensor, psi: Tree, batch: Any) -> Tensor:
         return self._call(self._finetuner(), psi, "head_loss", features, batch)
+
+    def targets(self, batch: Any) -> Tensor:
+        found: Tensor = _Method(self.finetune, "targets")(batch)
+        return found
 
 
 class _Method(nn.Module):

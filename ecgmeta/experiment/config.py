@@ -32,6 +32,7 @@ AUGMENTERS = {
     "paper_warp": "the paper's warp",
     "policy": "stages of operations, each with its chance and magnitude",
 }
+HEADS = ("steps", "ridge")
 STAGES = ("pretrain", "finetune", "evaluate", "report")
 
 
@@ -134,7 +135,10 @@ class Meta:
     label_names: list[str] = field(default_factory=list)  # labels that pre-training may see; empty: all
     period: int = 10  # P
     warmup_epochs: float = 1.0
+    # "steps": K steps of the warm head (the paper); "ridge": solved for on a batch of MetaFT labels, each left out once
+    head: str = "steps"
     unroll: int = 1  # K
+    penalty: float = 0.3  # of the ridge head, relative to the size of the features
     batch_size: int = 64  # fine-tuning batch
     hyper_batch_size: int = 0  # pre-training batch of a φ step; 0: as `pretrain.batch_size`
     head_lr: float = 1e-4
@@ -229,6 +233,7 @@ def _long_form(text: str) -> str:
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "meta.head": HEADS,
     "meta.control": ("none", "random_walk"),
     "meta.products": ("double_backward", "forward_over_reverse", "low_precision", "cheapest"),
     "pretrain.arm": tuple(ARMS),
@@ -262,6 +267,7 @@ _POSITIVE = (
         "meta.head_lr",
         "meta.lr",
         "meta.eps",
+        "meta.penalty",
     ),
     *("finetune.seeds", "finetune.epochs", "finetune.batch_size", "finetune.lr"),
     *("search.trials", "search.compute"),

@@ -33,6 +33,10 @@ class FinetuneHead(nn.Module):
     def head_loss(self, features: Tensor, batch: Labelled) -> Tensor:
         return F.binary_cross_entropy_with_logits(self.head(features), batch.y)
 
+    def targets(self, batch: Labelled) -> Tensor:
+        """What a head that is solved for should predict."""
+        return batch.y
+
     def forward(self, batch: Labelled) -> Tensor:
         return self.head_loss(self.features(batch), batch)
 

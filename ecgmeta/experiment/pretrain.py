@@ -14,6 +14,7 @@ from ecgmeta.augment import paper_static
 from ecgmeta.bilevel import (
     Adam,
     FinetuneFactor,
+    ImplicitHead,
     MetaState,
     Report,
     Schedule,
@@ -166,6 +167,8 @@ def pretrain(run: Run, cohort: Cohort, ranks: Ranks, progress: Progress) -> None
 
 
 def _prepare(config: Experiment, cohort: Cohort, ranks: Ranks) -> _Training:
+    from ecgmeta.data import concat
+
     arm, device = config.pretrain.arm, ranks.device
     model = build(config, cohort, arm)
     model.simclr.to(device)
@@ -173,6 +176,8 @@ def _prepare(config: Experiment, cohort: Cohort, ranks: Ranks) -> _Training:
     if arm in LEARNING:
         train, validation = metaft(config, cohort)
         _say_metaft(config, train, validation)
+        if config.meta.head == "ridge":  # leaves every record out in turn, and so needs no split
+            validation = concat([train, validation])
     batches = SimCLRBatches(
         cohort.pretrain,
         train,
@@ -209,8 +214,10 @@ def _prepare(config: Experiment, cohort: Cohort, ranks: Ranks) -> _Training:
     head = Adam(config.meta.head_lr)
     guard = AugmenterGuard(config.meta, state)
     pace = Pace(schedule, config.pretrain.checkpoint_every, phi_step_guess(config))
-    unroll = Unroll(config.meta.unroll, head)
-    return _Training(config, model, batches, state, schedule, unroll, head, guard, pace, ranks)
+    finetune: FinetuneFactor = Unroll(config.meta.unroll, head)
+    if config.meta.head == "ridge":
+        finetune = ImplicitHead("ridge", config.meta.penalty)
+    return _Training(config, model, batches, state, schedule, finetune, head, guard, pace, ranks)
 
 
 def _phi_optimizer(config: Experiment, learns: torch.nn.Module | None) -> torch.optim.Optimizer:

@@ -53,6 +53,7 @@ def test_the_defaults_are_in_range() -> None:
             "through=end",
         ),
         *("log.wandb_mode=sometimes", "meta.magnitude_limit=-1", "meta.magnitude_limit=0.5"),
+        *("meta.head=bald", "meta.penalty=0"),
         *("meta.inverse=magic", "meta.on_failure=ignore", "data.label_policy=x", "data.windows=some"),
         *("data.on_error=ignore", "accelerator=abacus"),
         *("data.fs=0", "data.fs=.inf", "pretrain.epochs=.inf", "pretrain.epochs=0", "pretrain.lr=.nan"),

@@ -11,13 +11,16 @@ import torch
 from run_helpers import call, contents, metrics, pretrain, results, same_tensors, weights
 
 from ecgmeta.augment import LearnedWarp
+from ecgmeta.bilevel.implicit_head import leave_one_out, standardise
 from ecgmeta.encoders import ResNet1d
 from ecgmeta.evaluation.cells import read_cell, write_cell
 from ecgmeta.experiment.cohort import load
 from ecgmeta.experiment.config import ARMS, read
 from ecgmeta.experiment.evaluate import table
 from ecgmeta.experiment.model import build
+from ecgmeta.experiment.pretrain import _prepare
 from ecgmeta.experiment.run import Run
+from ecgmeta.runtime.ranks import find_ranks
 
 COMPARE = "compare=[simclr,simclr_warp]"
 
@@ -318,3 +321,25 @@ def test_a_search_keeps_the_trial_that_validates_best_and_goes_on_where_it_stopp
     shutil.rmtree(trials[2])
     assert pretrain(tmp_path / "run", *settings) == 0
     assert contents(tmp_path / "run" / "encoder") == kept
+
+
+def test_the_ridge_head_guides_with_every_metaft_record(tmp_path: Path) -> None:
+    """A φ step draws from the records to train on and to validate on, and its loss is that of leaving each out."""
+    settings = ("meta.head=ridge", "meta.batch_size=40", "meta.penalty=0.5", "through=pretrain")
+    assert pretrain(tmp_path / "steps", "meta.batch_size=40", "through=pretrain") == 0
+    assert pretrain(tmp_path / "ridge", *settings) == 0
+    steps, ridge = (metrics(tmp_path / name) for name in ("steps", "ridge"))
+    first = [next(line["hyper"] for line in lines if "hyper" in line) for lines in (steps, ridge)]
+    assert steps[0]["pretrain_loss"] == ridge[0]["pretrain_loss"]
+    assert first[0]["validation_loss"] != first[1]["validation_loss"]
+    run = Run.open(tmp_path / "ridge")
+    cohort = load(run.config)
+    training = _prepare(run.config, cohort, find_ranks("cpu"))
+    batch = training.batches.validation(0)
+    assert len(batch.y) == 40
+    with torch.no_grad():
+        features = training.model.encoder.eval()(batch.x)
+    state = training.finetune(training.model.problem, training.state.theta, {}, [], batch)
+    assert float(state.validation_loss) == pytest.approx(
+        float(leave_one_out(features, standardise(batch.y), 0.5)), rel=1e-5
+    )

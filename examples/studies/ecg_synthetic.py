@@ -1,0 +1,216 @@
+"""ECG, synthetic cohort: does learning the augmentation's magnitudes pay, in three situations declared in advance?
+
+A cell is one arm of one situation and seed: it pre-trains once and is then scored at every label size. A seed draws the
+cohorts, the initial weights and the batches, which all arms of a situation share.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from ecgmeta.data import SyntheticCohort
+from ecgmeta.data.nuisances import Level, Nuisances
+from ecgmeta.runtime.seeds import derive
+from examples.studies import study
+from examples.studies.ecg_arms import (
+    Meta,
+    Pretrained,
+    Records,
+    Scoring,
+    Training,
+    drawn,
+    learned_numbers,
+    pretrain,
+    ramp,
+    scaled,
+    score,
+    untrained,
+    validated,
+)
+from examples.studies.ecg_report import section
+from examples.studies.study import Result, Section, Task
+
+LEADS = ("I", "II", "V1", "V5")
+SECONDS, HZ = 4.0, 100.0
+SLOW, FAST = 60.0, 80.0  # beats a minute, between which a heart rate has neither label
+
+
+@dataclass
+class Situation:
+    """What the recordings are like, and where the augmentation starts.
+
+    Attributes:
+        pretrain, finetune: nuisance -> lowest and highest magnitude and share of records (see
+            :class:`~ecgmeta.data.nuisances.Level`); those not named are absent. Fine-tuning's hold for the test, too.
+        label: ``"superclass"`` (five) or ``"rate"`` (below 60, above 80 a minute).
+        start: operation -> magnitude, in units of its typical one.
+        factors: of the static arms, times the start; 1 is the start itself.
+    """
+
+    pretrain: dict[str, list[float]] = field(default_factory=dict)
+    finetune: dict[str, list[float]] = field(default_factory=dict)
+    label: str = "superclass"
+    start: dict[str, float] = field(default_factory=dict)
+    factors: list[float] = field(default_factory=lambda: [0.3, 1.0, 3.0])
+
+
+@dataclass
+class Sizes:
+    """How many recordings there are to pre-train on, with labels, with labels that φ sees, and to test on."""
+
+    unlabelled: int = 1500
+    pool: int = 500
+    metaft: int = 250
+    test: int = 2000
+
+
+@dataclass
+class Settings:
+    """What every cell follows from.
+
+    Attributes:
+        trials, spread: of the random search; see :func:`~examples.studies.ecg_arms.drawn`.
+    """
+
+    situations: dict[str, Situation] = field(default_factory=dict)
+    sizes: Sizes = field(default_factory=Sizes)
+    training: Training = field(default_factory=Training)
+    meta: Meta = field(default_factory=Meta)
+    scoring: Scoring = field(default_factory=Scoring)
+    trials: int = 2
+    spread: float = 1.5
+
+
+@dataclass
+class Plan(study.Plan):
+    """The plan of this study.
+
+    Attributes:
+        main: the label size that the expectations are about: as many labels as φ has seen.
+        figure: its name.
+        notes: what is to be said below the tables, written when the results are there.
+    """
+
+    settings: Settings = field(default_factory=Settings)
+    main: int = 250
+    figure: str = "ecg_synthetic"
+    notes: str = ""
+
+
+def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
+    """Seed by seed, so that a run that is stopped leaves whole comparisons."""
+    common = asdict(settings)
+    del common["situations"], common["trials"], common["spread"]
+    for seed in seeds:
+        for name, situation in settings.situations.items():
+            described = asdict(situation)
+            del described["factors"]
+            inputs = common | {"situation": described}
+            yield Task("no pre-training", name, seed, inputs)
+            yield Task("random encoder", name, seed, inputs)
+            for factor in situation.factors:
+                yield Task(f"static {factor:g}", name, seed, inputs | {"factor": factor})
+            spanned = [min(situation.factors), max(situation.factors)]
+            yield Task("ramp", name, seed, inputs | {"ramp": spanned})
+            for learn, arm in (
+                ("ours", "meta"),
+                ("retrained", "retrained"),
+                ("replayed", "replayed"),
+                ("paper", "meta (paper)"),
+                ("walk", "walk"),
+            ):
+                yield Task(arm, name, seed, inputs | {"learn": learn})
+            for trial in range(1, settings.trials + 1):
+                yield Task(
+                    f"search {trial}", name, seed, inputs | {"trial": trial, "spread": settings.spread}
+                )
+
+
+def run(task: Task) -> Mapping[str, float]:
+    """Test AUROC at each label size, and what candidates are chosen by: see :func:`~examples.studies.ecg_arms.validated`."""
+    inputs = task.inputs
+    unlabelled, pool, test = cohort(json.dumps([inputs["situation"], inputs["sizes"]]), task.seed)
+    metaft = pool.take(slice(inputs["sizes"]["metaft"]))
+    scoring = Scoring(**inputs["scoring"])
+    found = None
+    if task.arm in ("no pre-training", "random encoder"):
+        encoder = untrained(unlabelled, task.seed)
+    else:
+        found = _pretrained(task, unlabelled, metaft)
+        encoder = found.encoder
+    fresh = task.arm == "no pre-training"
+    if task.arm == "random encoder":  # its fine-tuning is the arm above
+        scoring.tuned = []
+    numbers = score(encoder, pool, test, scoring, task.seed, probe=not fresh)
+    numbers["validation"] = validated(encoder, metaft, inputs["meta"]["penalty"])
+    return (
+        numbers if found is None else numbers | {"pretrain seconds": found.seconds} | learned_numbers(found)
+    )
+
+
+def _pretrained(task: Task, unlabelled: torch.Tensor, metaft: Records) -> Pretrained:
+    inputs, start = task.inputs, task.inputs["situation"]["start"]
+    training, meta = Training(**inputs["training"]), Meta(**inputs["meta"])
+    if "factor" in inputs:
+        return pretrain(unlabelled, metaft, scaled(start, inputs["factor"]), task.seed, training, meta)
+    if "trial" in inputs:
+        chosen = drawn(start, inputs["spread"], task.seed, inputs["trial"])
+        return pretrain(unlabelled, metaft, chosen, task.seed, training, meta)
+    if "ramp" in inputs:
+        path = ramp(start, *inputs["ramp"], steps=training.steps)
+        return pretrain(unlabelled, metaft, start, task.seed, training, meta, path=path)
+    if inputs["learn"] in ("retrained", "replayed"):  # the magnitudes of the end, or those of each step
+        learned = _learned(json.dumps({**inputs, "learn": "ours"}), task.seed)
+        path = learned.path if inputs["learn"] == "replayed" else None
+        seed = derive(task.seed, "retrained")
+        return pretrain(unlabelled, metaft, learned.magnitudes, seed, training, meta, path=path)
+    return _learned(json.dumps(dict(inputs)), task.seed)
+
+
+@lru_cache(
+    maxsize=1
+)  # the cell that pre-trains anew under the learned magnitudes follows the one that learned them
+def _learned(text: str, seed: int) -> Pretrained:
+    inputs = json.loads(text)
+    unlabelled, pool, _ = cohort(json.dumps([inputs["situation"], inputs["sizes"]]), seed)
+    metaft = pool.take(slice(inputs["sizes"]["metaft"]))
+    training, meta = Training(**inputs["training"]), Meta(**inputs["meta"])
+    start = inputs["situation"]["start"]
+    return pretrain(unlabelled, metaft, start, seed, training, meta, learn=inputs["learn"])
+
+
+@lru_cache(maxsize=1)
+def cohort(text: str, seed: int) -> tuple[torch.Tensor, Records, Records]:
+    """Unlabelled recordings, the labelled pool and the test recordings of a situation and sizes, as JSON."""
+    situation, sizes = json.loads(text)
+    first, second, third = (derive(seed, "cohort", part) % 2**31 for part in ("pretrain", "pool", "test"))
+    unlabelled = _records(sizes["unlabelled"], situation["pretrain"], situation["label"], first).x
+    pool = _records(sizes["pool"], situation["finetune"], situation["label"], second)
+    return unlabelled, pool, _records(sizes["test"], situation["finetune"], situation["label"], third)
+
+
+def _records(n: int, nuisances: Mapping[str, Sequence[float]], label: str, seed: int) -> Records:
+    levels: dict[str, Any] = {name: Level(*values) for name, values in nuisances.items()}
+    off = Nuisances.none()
+    made = SyntheticCohort(
+        n, fs=HZ, duration=SECONDS, seed=seed, repeat_share=0.0,
+        nuisances=Nuisances(**{name: levels.get(name, getattr(off, name)) for name in asdict(off)}),
+    ).with_leads(LEADS)  # fmt: skip
+    x, y = made[np.arange(n)]
+    if label == "superclass":
+        return Records(x, y, made.label_names)
+    rate = torch.from_numpy(made.meta["heart_rate"].to_numpy(dtype=np.float32, copy=True))
+    return Records(x, torch.stack([rate < SLOW, rate > FAST], dim=1).float(), ("slow", "fast"))
+
+
+def report(plan: Plan, results: Sequence[Result]) -> Section:
+    starts = {name: situation.start for name, situation in plan.settings.situations.items()}
+    planned = list(tasks(plan.settings, plan.record))
+    return section(plan, results, planned, starts, plan.settings.scoring.probe, plan.main)
