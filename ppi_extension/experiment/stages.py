@@ -99,9 +99,11 @@ def _plant(study: Study) -> None:
 
 def _check_parts(store: EgoStore, config: Experiment) -> None:
     from ppi_extension.experiment.cohort import divide
+    from ppi_extension.experiment.pretrain import check_phi
 
     for seed in range(config.first_seed, config.first_seed + config.seeds):
         cohort = divide(store, config, seed)
+        check_phi(cohort, config)
         if seed == config.first_seed:
             say(f"{cohort.summary()} (seed {seed})")
         if not config.data.resplit and not config.meta.folds:

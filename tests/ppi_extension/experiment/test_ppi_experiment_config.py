@@ -81,7 +81,7 @@ def test_what_is_wrong_is_said(override: str, said: str) -> None:
 
 @pytest.mark.parametrize("asked", ["arms=[meta_full_unroll]", "meta.encoder=true"])
 def test_the_closed_form_head_cannot_unroll_an_encoder(asked: str) -> None:
-    with pytest.raises(InputError, match=r"meta\.head: found ridge; expected unroll"):
+    with pytest.raises(InputError, match=r"meta\.head: found 'ridge', expected unroll"):
         read(None, ["meta.head=ridge", asked])
 
 

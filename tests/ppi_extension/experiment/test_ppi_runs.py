@@ -168,6 +168,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         (["pretrain.step=3"], "the nearest is 'pretrain."),
         (["data.test_graphs=[mars]"], "mars"),
         (["meta.folds=99"], "task folds"),
+        (["meta.warmup_epochs=9"], "no φ step in the 8 steps of meta"),
     ):
         assert pretrain(folder, store_folder, *overrides) == 2
         assert said in error_line(capsys.readouterr().err)
