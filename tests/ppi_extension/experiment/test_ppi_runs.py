@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ import pytest
 import torch
 from ppi_run_helpers import call, encoders, error_line, metrics, pretrain, results, same_tensors, weights
 
+from ppi_extension.data.builder import BuildSettings, build
+from ppi_extension.data.species import SourceData
 from ppi_extension.data.store import EgoStore
+from ppi_extension.data.synthetic import PlantedSettings, planted
 from ppi_extension.experiment.config import ARMS, FROM_META, RULES, VARIANTS
 from ppi_extension.experiment.evaluate import separation
 from ppi_extension.experiment.run import Study
@@ -156,6 +160,33 @@ def test_partial_access_scores_the_tasks_that_pre_training_has_not_seen(
     for row in results(folder)["rows"]:
         assert list(row["tasks"]) == [store.finetune_terms[0]]  # fold 0 holds out the first
     assert "has not seen" in (folder / "results.md").read_text()
+    assert results(folder)["one_class"] == []  # those that are not scored lack no class
+
+
+@pytest.mark.slow
+def test_seeds_whose_epochs_have_other_lengths_are_compared_at_the_same_share_of_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = planted(PlantedSettings(species=3, genes=60))
+    genes = [graph.genes.copy() for graph in problem.data.graphs]
+    for other in genes[1:]:
+        other[:20] = genes[0][:20]  # a third of the genes stands in every graph
+    graphs = [replace(graph, genes=own) for graph, own in zip(problem.data.graphs, genes, strict=True)]
+    labels = [replace(each, genes=own) for each, own in zip(problem.data.labels, genes, strict=True)]
+    terms = BuildSettings(
+        fanout=5, pretrain_terms=problem.pretrain_terms, finetune_terms=problem.finetune_terms
+    )
+    build(SourceData(graphs, labels), tmp_path / "store", terms, processes=1)
+    folder = tmp_path / "study"
+    longer = ("pretrain.max_steps=0", "pretrain.epochs=1", "pretrain.batch_size=4")
+    assert pretrain(folder, tmp_path / "store", "arms=[supervised,meta]", "seeds=2", *longer) == 0
+    study = Study.open(folder)
+    lengths = {seed: study.run("meta", seed).lengths() for seed in (0, 1)}
+    assert lengths[0] != lengths[1]
+    for row in results(folder)["rows"]:
+        assert row["auroc"]["n"] == 2
+        means = [round((a + b) / 2) for a, b in zip(lengths[0], lengths[1], strict=True)]
+        assert [int(steps) for steps in row["lengths"]] == means
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(
