@@ -29,8 +29,8 @@ def evaluate(study: Study, store: EgoStore) -> dict[str, Any]:
     """Score every arm under every protocol, and write ``results.json``, ``.csv`` and ``.md``.
 
     The length of pre-training is chosen once an arm, by the mean validation AUROC over its seeds; the test scores of other
-    lengths are not read. It is the same share of training in every seed: where seeds have other training genes and a gene stands
-    in several graphs, an epoch has not as many steps in each. Differences are paired within seeds.
+    lengths are not read. It is the same share of training in every seed: where seeds have other training genes and a gene
+    stands in several graphs, an epoch has not as many steps in each. Differences are paired within seeds.
 
     Returns:
         What stands in ``results.json``.
