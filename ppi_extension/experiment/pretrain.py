@@ -40,7 +40,7 @@ from ecgmeta.runtime.training import Trainer
 from ppi_extension.data.store import Which
 from ppi_extension.experiment.batches import EgoBatches
 from ppi_extension.experiment.cohort import Cohort
-from ppi_extension.experiment.config import VARIANTS, Experiment, Meta, of_arm
+from ppi_extension.experiment.config import RULES, VARIANTS, Experiment, Meta, of_arm
 from ppi_extension.experiment.model import Model, build
 from ppi_extension.experiment.run import Run
 from ppi_extension.task_weights import TaskWeights
@@ -249,7 +249,7 @@ def prepare(run: Run, cohort: Cohort, learned: TaskWeights | None) -> Training:
     model.problem.pretrain.to(device)
     model.problem.finetune.to(device)
     tasks: Which = "finetune" if arm == "ceiling" else "pretrain"
-    batches = EgoBatches(cohort, config, meta, seed, tasks=tasks, device=device)
+    batches = EgoBatches(cohort, config, meta, seed, tasks=tasks, split=arm not in RULES, device=device)
     schedule = _schedule(config, meta, batches, arm)
     problem = model.problem
     state = MetaState(
