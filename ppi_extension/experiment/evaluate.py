@@ -97,6 +97,7 @@ def _rows(
             row["task_differences"] = _task_differences(tests[row["arm"]], reference, terms)
         if "meta" in tests and row["arm"] != "meta":
             row["meta_minus"] = _difference(tests["meta"], tests[row["arm"]])
+            row["task_meta_minus"] = _task_differences(tests["meta"], tests[row["arm"]], terms)
     return rows
 
 

@@ -167,15 +167,16 @@ def _tasks(rows: Sequence[dict[str, Any]], store: EgoStore) -> dict[str, Any]:
         cells = []
         for row in rows:
             found = row["tasks"].get(term)
-            difference = row.get("task_differences", {}).get(term)
             cells.append(
                 {
                     "auroc": "not scored" if found is None else f"{found['value']:.3f}",
-                    "difference": _changed(difference, 3),
+                    "difference": _changed(row.get("task_differences", {}).get(term), 3),
+                    "minus": _changed(row.get("task_meta_minus", {}).get(term), 3),
                 }
             )
         lines.append({"term": term, "name": store.term_names.get(term, ""), "cells": cells})
-    return {"arms": [row["arm"] for row in rows], "rows": lines}
+    compared = any("task_meta_minus" in row for row in rows)
+    return {"arms": [row["arm"] for row in rows], "rows": lines, "compared": compared}
 
 
 def _learned(one: Learned) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from dataclasses import replace
@@ -159,6 +160,16 @@ def test_partial_access_scores_the_tasks_that_pre_training_has_not_seen(
     assert pretrain(folder, store_folder, "arms=[supervised,meta]", "meta.folds=8", "through=evaluate") == 0
     for row in results(folder)["rows"]:
         assert list(row["tasks"]) == [store.finetune_terms[0]]  # fold 0 holds out the first
+    uniform, meta = sorted(results(folder)["rows"], key=lambda row: row["arm"] == "meta")
+    term = store.finetune_terms[0]
+    gain = meta["tasks"][term]["value"] - uniform["tasks"][term]["value"]
+    assert uniform["task_meta_minus"][term]["value"] == pytest.approx(gain)
+    assert "task_meta_minus" not in meta
+    with (folder / "results.csv").open(newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line["arm"] == "supervised"]
+    assert [float(line["meta_minus"]) for line in lines] == pytest.approx(
+        [gain, gain]
+    )  # the mean, and the task
     assert "has not seen" in (folder / "results.md").read_text()
     assert results(folder)["one_class"] == []  # those that are not scored lack no class
 
