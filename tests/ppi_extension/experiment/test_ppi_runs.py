@@ -219,6 +219,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert "made by `ppi-extension pretrain`" in error_line(capsys.readouterr().err)
 
 
+def test_a_device_that_is_not_there_is_said_before_anything_is_written(
+    tmp_path: Path,
+    store_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    folder = tmp_path / "study"
+    assert pretrain(folder, store_folder, "accelerator=cuda") == 2
+    assert "cuda, and no such device" in error_line(capsys.readouterr().err)
+    assert not folder.exists()
+
+
 def test_another_store_than_the_one_it_began_with_is_refused(
     tmp_path: Path, store_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
