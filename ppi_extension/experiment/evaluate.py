@@ -51,6 +51,7 @@ def evaluate(study: Study, store: EgoStore) -> dict[str, Any]:
     if one_class:
         say(f"not scored, for want of a class: {', '.join(one_class)}")
     results = {
+        "settings": settings,
         "reference": config.evaluate.reference,
         "seeds": study.seeds(),
         "partial_access": config.meta.folds,
@@ -87,8 +88,9 @@ def _rows(
         best = max(lengths, key=lambda number: lengths[number][1])
         chosen = [score for score in own if score["length"] == best]
         tests[arm] = _by_seed(chosen, "test", scored)
-        row = {"arm": arm, "protocol": protocol, "steps": lengths[best][0], "lengths": dict(lengths.values())}
-        rows.append(row | {"one_class": _one_class(chosen, scored, terms)})
+        of_length = {"steps": lengths[best][0], "lengths": dict(lengths.values())}
+        lacking = _one_class(chosen, scored, terms)
+        rows.append({"arm": arm, "protocol": protocol, **of_length, "one_class": lacking})
     for row in rows:
         row |= _scores(tests[row["arm"]], terms)
         reference = tests.get(study.later.evaluate.reference)

@@ -144,7 +144,11 @@ def test_later_stages_take_new_settings_but_not_those_of_pre_training(
     assert pretrain(folder, store_folder, "arms=[none,supervised]", "through=evaluate") == 0
     first = results(folder)["rows"][0]["auroc"]["value"]
     assert call("finetune", folder, "finetune.epochs=1", "finetune.lr=1e-4") == 0
+    assert call("report", folder) == 0
+    assert "earlier fine-tuning" in (folder / "report.html").read_text(encoding="utf-8")
     assert call("evaluate", folder) == 0
+    assert call("report", folder) == 0
+    assert "earlier fine-tuning" not in (folder / "report.html").read_text(encoding="utf-8")
     assert results(folder)["rows"][0]["auroc"]["value"] != first
     capsys.readouterr()
     assert call("finetune", folder, "pretrain.lr=1") == 2
