@@ -150,6 +150,8 @@ def test_later_stages_take_new_settings_but_not_those_of_pre_training(
     assert call("report", folder) == 0
     assert "earlier fine-tuning" not in (folder / "report.html").read_text(encoding="utf-8")
     assert results(folder)["rows"][0]["auroc"]["value"] != first
+    assert call("evaluate", folder, "evaluate.reference=none") == 0  # beside what was set before
+    assert results(folder)["settings"]["epochs"] == 1
     capsys.readouterr()
     assert call("finetune", folder, "pretrain.lr=1") == 2
     assert "pretrain.lr" in error_line(capsys.readouterr().err)
