@@ -99,12 +99,13 @@ class RunFolder(Generic[Config]):
         write_text(self.folder / "later.yaml", to_yaml(config))
 
     def with_overrides(self, overrides: list[str]) -> Config:
-        """The configuration of the later stages with some keys set anew.
+        """The configuration of the later stages with some keys set anew; what an earlier command has set of them stays.
 
         Raises:
             InputError: a key that pre-training has fixed.
         """
-        config = self.read(self.folder / "config.yaml", overrides)
+        later = self.folder / "later.yaml"
+        config = self.read(later if later.is_file() else self.folder / "config.yaml", overrides)
         for key, old, new in difference(self.config, config):
             if not key.startswith(self.later_keys):
                 raise InputError(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ppi_extension.data.store import EgoStore
 
 READY = "hu"  # its ego graphs are not cut here, so nothing about them is to be set
+_NAME = 40  # characters of a name that a narrow terminal shows without many lines
 _LISTS = ("pretrain_terms", "finetune_terms")  # files, given by options of their own
 
 
@@ -143,7 +144,10 @@ def store_tables(store: EgoStore) -> Iterator[Table]:
         positive, negative = store.counts(which)
         unknown = 1 - (positive + negative).sum() / max(1, len(terms) * len(store))
         cells = (_spread(positive), _spread(negative), f"{unknown:.0%}")
-        named = ", ".join(store.term_names.get(term, term) for term in terms[:2])
+        names = [store.term_names.get(term, term) for term in terms[:2]]
+        named = ", ".join(
+            name if len(name) <= _NAME else term for name, term in zip(names, terms, strict=False)
+        )
         table.add_row(which, f"{len(terms):,}", *cells, named)
     yield table
 

@@ -23,6 +23,8 @@ class EgoBatches:
     Args:
         meta: the φ step's settings in this arm.
         tasks: the labels to pre-train on: ``"finetune"`` for the ceiling.
+        split: whether φ is validated on fine-tuning examples apart from those that train the head; a rule without φ trains on
+            all that pre-training may see.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class EgoBatches:
         seed: int,
         *,
         tasks: Which = "pretrain",
+        split: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
         self._cohort, self._meta, self._seed, self._tasks = cohort, meta, seed, tasks
@@ -42,9 +45,10 @@ class EgoBatches:
         self.steps_per_epoch = len(cohort.pretrain) // self.batch_size
         self._epoch: tuple[int, Rows] = (-1, cohort.pretrain)
         self._seen = torch.tensor(cohort.seen)
-        both = (cohort.metaft_train, cohort.metaft_validation)
+        both = np.concatenate([cohort.metaft_train, cohort.metaft_validation])
+        self._training = cohort.metaft_train if split else both
         # The closed-form head leaves each example out in turn: it needs no split, and all that there is.
-        self._validation = both[1] if meta.head == "unroll" else np.concatenate(both)
+        self._validation = cohort.metaft_validation if meta.head == "unroll" else both
 
     def steps(self, epochs: float) -> int:
         """Steps of so many epochs, at least 1."""
@@ -62,7 +66,7 @@ class EgoBatches:
         return self._pretraining(self._draw(self._cohort.pretrain, size, "hyper", step, k))
 
     def train(self, step: int, k: int) -> EgoData:
-        rows = self._draw(self._cohort.metaft_train, self._meta.batch_size, "train", step, k)
+        rows = self._draw(self._training, self._meta.batch_size, "train", step, k)
         return self._finetuning(rows)
 
     def validation(self, step: int, k: int) -> EgoData:

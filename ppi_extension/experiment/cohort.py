@@ -61,7 +61,7 @@ def divide(store: EgoStore, config: Experiment, seed: int) -> Cohort:
     """The parts for one seed of an experiment.
 
     Raises:
-        InputError: a part without rows; a fine-tuning task that no test row can score; tasks that cannot be folded.
+        InputError: a part without rows, or none of whose tasks that are scored has both classes; tasks that cannot be folded.
     """
     data, genes = config.data, store.genes
     draw = derive(data.seed, "split", seed if data.resplit else "all") % 2**31
@@ -126,6 +126,6 @@ def _check(cohort: Cohort) -> None:
             raise InputError(store.folder, f"{name} rows", "none", "at least one")
     for part in ("train", "validation", "test"):
         positive, negative = store.counts("finetune", getattr(cohort, part))
-        if not ((positive > 0) & (negative > 0)).any():
-            expected = "a fine-tuning task with both classes"
+        if not ((positive > 0) & (negative > 0))[list(cohort.scored)].any():
+            expected = "both classes in at least one of the tasks that are scored"
             raise InputError(store.folder, f"{part} labels", "one class only in every task", expected)

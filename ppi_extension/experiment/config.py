@@ -271,6 +271,10 @@ def check(config: Experiment) -> None:
     ascending = sorted(set(lengths)) == lengths and lengths[-1:] == [1.0] and lengths[0] > 0
     need(ascending, "pretrain.lengths", lengths, "ascending shares above 0, the last one 1.0")
     need(config.pretrain.batch_size > 1, "pretrain.batch_size", config.pretrain.batch_size, "at least 2")
+    for arm in config.arms:
+        how = of_arm(meta, arm)
+        unrolled = arm not in VARIANTS or how.head == "unroll" or not how.encoder
+        need(unrolled, "meta.head", how.head, f"unroll for {arm}, whose encoder is unrolled with the head")
     need(config.meta.folds != 1, "meta.folds", 1, "2 or more, or 0: no task is held out")
 
 

@@ -29,7 +29,8 @@ def evaluate(study: Study, store: EgoStore) -> dict[str, Any]:
     """Score every arm under every protocol, and write ``results.json``, ``.csv`` and ``.md``.
 
     The length of pre-training is chosen once an arm, by the mean validation AUROC over its seeds; the test scores of other
-    lengths are not read. Differences are paired within seeds.
+    lengths are not read. It is the same share of training in every seed: where seeds have other training genes and a gene
+    stands in several graphs, an epoch has not as many steps in each. Differences are paired within seeds.
 
     Returns:
         What stands in ``results.json``.
@@ -41,15 +42,16 @@ def evaluate(study: Study, store: EgoStore) -> dict[str, Any]:
     cohorts = {seed: divide(store, config, seed) for seed in study.seeds()}
     settings = score_settings(config, next(iter(cohorts.values())))
     runs = list(study.runs())
-    found = [score for run in runs for score in run.scores(settings)]
+    found = [score for run in runs for score in _numbered(run, settings)]
     if not found:
         raise InputError(study.folder, "scores", "none", "results of `ppi-extension finetune`")
     scored = {seed: cohort.scored for seed, cohort in cohorts.items()}
     rows = [row for protocol in config.finetune.protocols for row in _rows(found, protocol, scored, study)]
-    one_class = sorted({task for row in rows for task in row["one_class"]})
+    one_class = _named([row.pop("one_class") for row in rows], len(cohorts))
     if one_class:
         say(f"not scored, for want of a class: {', '.join(one_class)}")
     results = {
+        "settings": settings,
         "reference": config.evaluate.reference,
         "seeds": study.seeds(),
         "partial_access": config.meta.folds,
@@ -65,6 +67,13 @@ def evaluate(study: Study, store: EgoStore) -> dict[str, Any]:
     return results
 
 
+def _numbered(run: Run, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """A run's scores, each with the number of its length, 0 for the shortest."""
+    scores = run.scores(settings)
+    lengths = sorted({*run.lengths(), *(score["steps"] for score in scores)})
+    return [score | {"length": lengths.index(score["steps"])} for score in scores]
+
+
 def _rows(
     found: Sequence[dict[str, Any]], protocol: str, scored: Mapping[int, Sequence[int]], study: Study
 ) -> list[dict[str, Any]]:
@@ -76,9 +85,12 @@ def _rows(
         if not own:
             continue
         lengths = _lengths(own, scored)
-        best = max(lengths, key=lambda steps: lengths[steps])
-        tests[arm] = _by_seed([score for score in own if score["steps"] == best], "test", scored)
-        rows.append({"arm": arm, "protocol": protocol, "steps": best, "lengths": lengths})
+        best = max(lengths, key=lambda number: lengths[number][1])
+        chosen = [score for score in own if score["length"] == best]
+        tests[arm] = _by_seed(chosen, "test", scored)
+        of_length = {"steps": lengths[best][0], "lengths": dict(lengths.values())}
+        lacking = _one_class(chosen, scored, terms)
+        rows.append({"arm": arm, "protocol": protocol, **of_length, "one_class": lacking})
     for row in rows:
         row |= _scores(tests[row["arm"]], terms)
         reference = tests.get(study.later.evaluate.reference)
@@ -87,21 +99,38 @@ def _rows(
             row["task_differences"] = _task_differences(tests[row["arm"]], reference, terms)
         if "meta" in tests and row["arm"] != "meta":
             row["meta_minus"] = _difference(tests["meta"], tests[row["arm"]])
+            row["task_meta_minus"] = _task_differences(tests["meta"], tests[row["arm"]], terms)
     return rows
 
 
-def _lengths(own: Sequence[dict[str, Any]], scored: Mapping[int, Sequence[int]]) -> dict[int, float]:
-    """Mean validation AUROC over seeds at each length that all seeds of an arm have."""
+def _lengths(
+    own: Sequence[dict[str, Any]], scored: Mapping[int, Sequence[int]]
+) -> dict[int, tuple[int, float]]:
+    """Of each length that all seeds of an arm have: its number -> steps and validation AUROC, means over seeds."""
     seeds = {score["seed"] for score in own}
     means = {}
-    for steps in sorted({score["steps"] for score in own}):
-        here = _by_seed([score for score in own if score["steps"] == steps], "validation", scored)
+    for number in sorted({score["length"] for score in own}):
+        chosen = [score for score in own if score["length"] == number]
+        here = _by_seed(chosen, "validation", scored)
         if here.keys() == seeds:
-            means[steps] = float(np.mean([mean_of_tasks(values) for values in here.values()]))
-    if not means:  # runs of different lengths: no one length speaks for all seeds
+            steps = round(np.mean([score["steps"] for score in chosen]))
+            means[number] = steps, float(np.mean([mean_of_tasks(values) for values in here.values()]))
+    if not means:  # fine-tuning was stopped, at another length in each
         name = f"{own[0]['arm']}, {own[0]['protocol']}"
-        raise InputError(name, "lengths", "none that all seeds have", "runs of one configuration")
+        raise InputError(name, "lengths", "none that all seeds have", "finished runs of one configuration")
     return means
+
+
+def _one_class(
+    chosen: Sequence[dict[str, Any]], scored: Mapping[int, Sequence[int]], terms: Sequence[str]
+) -> dict[str, int]:
+    """Task -> the seeds that were to score it, and whose test genes have one class of it only."""
+    out: dict[str, int] = {}
+    for score in chosen:
+        for task in scored.get(score["seed"], ()):
+            if score["test"][task] is None or math.isnan(score["test"][task]):
+                out[terms[task]] = out.get(terms[task], 0) + 1
+    return out
 
 
 def _by_seed(scores: Sequence[dict[str, Any]], part: str, scored: Mapping[int, Sequence[int]]) -> BySeed:
@@ -116,10 +145,15 @@ def _by_seed(scores: Sequence[dict[str, Any]], part: str, scored: Mapping[int, S
     return out
 
 
+def _named(counts: Sequence[Mapping[str, int]], seeds: int) -> list[str]:
+    """Tasks that lack a class, with the seeds in which they do where those are not all."""
+    most = {task: max(each.get(task, 0) for each in counts) for each in counts for task in each}
+    return [task if n == seeds else f"{task} (in {n} of {seeds} seeds)" for task, n in sorted(most.items())]
+
+
 def _scores(test: BySeed, terms: Sequence[str]) -> dict[str, Any]:
     means = {seed: mean_of_tasks(values) for seed, values in sorted(test.items())}
     table = np.array(list(test.values()))
-    never = np.isnan(table).all(axis=0)
     tasks = {
         term: asdict(over_seeds(column[~np.isnan(column)]))
         for term, column in zip(terms, table.T, strict=True)
@@ -129,7 +163,6 @@ def _scores(test: BySeed, terms: Sequence[str]) -> dict[str, Any]:
         "auroc": asdict(over_seeds(list(means.values()))),
         "by_seed": means,
         "tasks": tasks,
-        "one_class": [term for term, absent in zip(terms, never, strict=True) if absent],
     }
 
 

@@ -93,14 +93,25 @@ def _arm(arm: str, runs: Sequence[Run], store: EgoStore, kinds: dict[str, str]) 
     return Learned(
         arm,
         tasks,
-        _trajectory(
-            tasks, trajectories[0]["steps"], np.mean([one["weights"] for one in trajectories], axis=0)
-        ),
+        _trajectory(tasks, *_mean([(one["steps"], one["weights"]) for one in trajectories])),
         _text(final),
         verdicts,
         f"drifts in {drifting} of {len(runs)} seeds",
         list(dict.fromkeys(kinds[term] for term in store.pretrain_terms)) if kinds else [],
     )
+
+
+def _mean(
+    trajectories: Sequence[tuple[NDArray[np.int64], Floats]],
+) -> tuple[NDArray[np.int64], Floats]:
+    """Steps of the first trajectory, and the mean weights of all after the same share of training."""
+    steps = trajectories[0][0]
+    shares = steps / max(1, steps[-1])
+    weights = []
+    for own, values in trajectories:
+        at = np.abs(own[:, None] / max(1, own[-1]) - shares).argmin(axis=0)
+        weights.append(values[at])
+    return steps, np.mean(weights, axis=0)
 
 
 def _trajectory(tasks: Sequence[Task], steps: NDArray[np.int64], weights: Floats) -> Curve:

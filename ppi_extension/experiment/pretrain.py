@@ -28,6 +28,7 @@ from ecgmeta.bilevel import (
 )
 from ecgmeta.bilevel.inverse import Matvec
 from ecgmeta.bilevel.trees import Tree
+from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.failures import PhiGuard
 from ecgmeta.runtime.files import MetricLog, write_atomic
 from ecgmeta.runtime.logs import open_sinks
@@ -39,7 +40,7 @@ from ecgmeta.runtime.training import Trainer
 from ppi_extension.data.store import Which
 from ppi_extension.experiment.batches import EgoBatches
 from ppi_extension.experiment.cohort import Cohort
-from ppi_extension.experiment.config import VARIANTS, Experiment, Meta, of_arm
+from ppi_extension.experiment.config import RULES, VARIANTS, Experiment, Meta, of_arm
 from ppi_extension.experiment.model import Model, build
 from ppi_extension.experiment.run import Run
 from ppi_extension.task_weights import TaskWeights
@@ -248,14 +249,8 @@ def prepare(run: Run, cohort: Cohort, learned: TaskWeights | None) -> Training:
     model.problem.pretrain.to(device)
     model.problem.finetune.to(device)
     tasks: Which = "finetune" if arm == "ceiling" else "pretrain"
-    batches = EgoBatches(cohort, config, meta, seed, tasks=tasks, device=device)
-    steps = total_steps(config, batches, arm)
-    schedule = Schedule(
-        steps=steps,
-        period=meta.period if arm in VARIANTS else 0,
-        warmup=batches.steps(meta.warmup_epochs) if meta.warmup_epochs else 0,
-        freeze_after=None if meta.until == 1 else round(meta.until * steps),
-    )
+    batches = EgoBatches(cohort, config, meta, seed, tasks=tasks, split=arm not in RULES, device=device)
+    schedule = _schedule(config, meta, batches, arm)
     problem = model.problem
     state = MetaState(
         theta=problem.theta,
@@ -268,6 +263,40 @@ def prepare(run: Run, cohort: Cohort, learned: TaskWeights | None) -> Training:
     lengths = {max(1, round(share * schedule.steps)): Path() for share in config.pretrain.lengths}
     lengths = {steps: run.encoder(steps) for steps in lengths}
     return Training(run, meta, model, batches, state, schedule, lengths, TaskGuard(meta, state), pace)
+
+
+def check_phi(cohort: Cohort, config: Experiment) -> None:
+    """Whether every arm that learns weights can.
+
+    Raises:
+        InputError: an arm that would take no φ step, and so be uniform weights under another name; a closed-form head on labels
+            that are not all known.
+    """
+    for arm in config.arms:
+        if arm not in VARIANTS:
+            continue
+        meta = of_arm(config.meta, arm)
+        schedule = _schedule(config, meta, EgoBatches(cohort, config, meta, 0), arm)
+        if not schedule.phi_steps():
+            found = f"no φ step in the {schedule.steps:,} steps of {arm} (warm-up: {schedule.warmup:,})"
+            expected = "at least one: a shorter meta.warmup_epochs, more steps, or a later meta.until"
+            raise InputError("configuration", "meta", found, expected)
+        if meta.head == "ridge":
+            rows = np.concatenate([cohort.metaft_train, cohort.metaft_validation])
+            unlabelled = int((cohort.store.labels("finetune", rows)[:, cohort.seen] < 0).sum())
+            if unlabelled:
+                found = f"ridge, and {unlabelled:,} labels that are not known"
+                raise InputError("configuration", "meta.head", found, "unroll, which takes them")
+
+
+def _schedule(config: Experiment, meta: Meta, batches: EgoBatches, arm: str) -> Schedule:
+    steps = total_steps(config, batches, arm)
+    return Schedule(
+        steps=steps,
+        period=meta.period if arm in VARIANTS else 0,
+        warmup=batches.steps(meta.warmup_epochs) if meta.warmup_epochs else 0,
+        freeze_after=None if meta.until == 1 else round(meta.until * steps),
+    )
 
 
 def total_steps(config: Experiment, batches: EgoBatches, arm: str) -> int:

@@ -17,6 +17,7 @@ from ecgmeta.runtime.page.shell import as_curve, as_histogram, as_picture, fill,
 from ppi_extension.data.store import EgoStore
 from ppi_extension.experiment.cohort import divide
 from ppi_extension.experiment.config import ARMS
+from ppi_extension.experiment.finetune import score_settings
 from ppi_extension.experiment.learned import Learned, Task, gather
 from ppi_extension.experiment.run import Run, Study
 from ppi_extension.experiment.tables import explanation, ordered
@@ -43,7 +44,8 @@ def content(study: Study, store: EgoStore) -> dict[str, Any]:
     return {
         "title": f"Task weights for multitask pre-training: {study.folder.resolve().name}",
         "summary": _summary(results, learned, cohort.summary()),
-        "warnings": _warnings(study, runs, logs, results),
+        "warnings": _stale(results, score_settings(study.later, cohort))
+        + _warnings(study, runs, logs, results),
         "results": None if results is None else _results(results, store),
         "learned": [_learned(one) for one in learned],
         "curves": [as_curve(curve) for curve in _curves(logs)],
@@ -79,6 +81,13 @@ def _verdict(row: dict[str, Any], reference: str) -> str:
     if found.high < 0:
         return f"{size}: a loss that chance in the seeds does not explain."
     return f"{size}: no difference beyond chance."
+
+
+def _stale(results: dict[str, Any] | None, settings: dict[str, Any]) -> list[str]:
+    """Whether the results are those of fine-tuning as it is set now."""
+    if results is None or results.get("settings") == settings:
+        return []
+    return ["The results are of an earlier fine-tuning, with other settings: run `ppi-extension evaluate`."]
 
 
 def _warnings(
@@ -167,15 +176,16 @@ def _tasks(rows: Sequence[dict[str, Any]], store: EgoStore) -> dict[str, Any]:
         cells = []
         for row in rows:
             found = row["tasks"].get(term)
-            difference = row.get("task_differences", {}).get(term)
             cells.append(
                 {
                     "auroc": "not scored" if found is None else f"{found['value']:.3f}",
-                    "difference": _changed(difference, 3),
+                    "difference": _changed(row.get("task_differences", {}).get(term), 3),
+                    "minus": _changed(row.get("task_meta_minus", {}).get(term), 3),
                 }
             )
         lines.append({"term": term, "name": store.term_names.get(term, ""), "cells": cells})
-    return {"arms": [row["arm"] for row in rows], "rows": lines}
+    compared = any("task_meta_minus" in row for row in rows)
+    return {"arms": [row["arm"] for row in rows], "rows": lines, "compared": compared}
 
 
 def _learned(one: Learned) -> dict[str, Any]:

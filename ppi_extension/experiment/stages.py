@@ -41,6 +41,7 @@ def run_experiment(folder: Path, config: Experiment) -> dict[str, Any] | None:
         # First what can be wrong: bad input leaves no folder behind, and is not found out hours later.
         Study.check(folder, config)
         check_sinks(config.log)
+        _check_device(config)
         if config.data.store:
             _check_parts(open_store(Path(config.data.store)), config)
         with folder_lock(folder):
@@ -56,11 +57,20 @@ def run_stage(folder: Path, stage: str, overrides: list[str]) -> dict[str, Any] 
     with stop_at_once():
         study = Study.open(folder)
         config = study.with_overrides(overrides) if overrides else study.later
+        if stage == "finetune":
+            _check_device(config)
         with folder_lock(folder):
             if overrides:
                 study.set_later(config)
             _store(study)
             return _stages(study, (stage,))
+
+
+def _check_device(config: Experiment) -> None:
+    import torch
+
+    if config.accelerator == "cuda" and not torch.cuda.is_available():
+        raise InputError("configuration", "accelerator", "cuda, and no such device", "cpu on this machine")
 
 
 @lru_cache(maxsize=2)
@@ -99,9 +109,11 @@ def _plant(study: Study) -> None:
 
 def _check_parts(store: EgoStore, config: Experiment) -> None:
     from ppi_extension.experiment.cohort import divide
+    from ppi_extension.experiment.pretrain import check_phi
 
     for seed in range(config.first_seed, config.first_seed + config.seeds):
         cohort = divide(store, config, seed)
+        check_phi(cohort, config)
         if seed == config.first_seed:
             say(f"{cohort.summary()} (seed {seed})")
         if not config.data.resplit and not config.meta.folds:

@@ -13,6 +13,7 @@ from ppi_extension.experiment.config import ARMS
 _COLUMNS = (
     *("protocol", "arm", "steps", "task", "seeds", "auroc", "auroc_low", "auroc_high"),
     *("difference", "difference_low", "difference_high"),
+    *("meta_minus", "meta_minus_low", "meta_minus_high"),
 )
 MEAN = "mean over tasks"
 
@@ -34,17 +35,23 @@ def to_csv(results: dict[str, Any]) -> str:
 
 def _lines(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     common = {key: row[key] for key in ("protocol", "arm", "steps")}
-    yield common | _numbers(MEAN, row["auroc"], row.get("difference"))
+    paired = {"difference": row.get("difference"), "meta_minus": row.get("meta_minus")}
+    yield common | _numbers(MEAN, row["auroc"], paired)
     for term, estimate in row["tasks"].items():
-        yield common | _numbers(term, estimate, row.get("task_differences", {}).get(term))
+        of_task = {"difference": "task_differences", "meta_minus": "task_meta_minus"}
+        paired = {name: row.get(key, {}).get(term) for name, key in of_task.items()}
+        yield common | _numbers(term, estimate, paired)
 
 
-def _numbers(task: str, found: Mapping[str, Any], difference: Mapping[str, Any] | None) -> dict[str, Any]:
+def _numbers(
+    task: str, found: Mapping[str, Any], paired: Mapping[str, Mapping[str, Any] | None]
+) -> dict[str, Any]:
     out = {"task": task, "seeds": found["n"], "auroc": found["value"]}
     out |= {"auroc_low": _known(found["low"]), "auroc_high": _known(found["high"])}
-    if difference is not None:
-        out |= {"difference": difference["value"], "difference_low": _known(difference["low"])}
-        out |= {"difference_high": _known(difference["high"])}
+    for name, difference in paired.items():
+        if difference is not None:
+            out |= {name: difference["value"], f"{name}_low": _known(difference["low"])}
+            out |= {f"{name}_high": _known(difference["high"])}
     return out
 
 
@@ -81,7 +88,8 @@ def explanation(results: dict[str, Any]) -> str:
     which = "over the tasks that pre-training has not seen" if results["partial_access"] else "over tasks"
     text = (
         f"AUROC is the mean {which} on test genes. Each arm is at the length of pre-training (steps) that is best on its "
-        f"validation genes. Intervals are Student's over {len(results['seeds'])} seeds; differences are paired within seeds."
+        f"validation genes. Intervals are Student's over {len(results['seeds'])} seeds; differences are paired within seeds. "
+        "They speak of other seeds on these graphs, not of other graphs: seeds share most of their genes."
     )
     if results["one_class"]:
         text += f" Not scored, for want of a class: {', '.join(results['one_class'])}."

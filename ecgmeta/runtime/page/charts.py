@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,8 @@ WIDTH = 4.6  # inches: two charts beside each other on a page
 CHANCE = 0.5  # AUROC of a coin
 ROW = 0.27  # inches a row of the forest plot
 NAME = 32  # characters of an arm that fit beside it
+LEGEND_WIDTH = 64  # characters of a legend's line, with 5 a name for its stroke and margin
+LEGEND_ROW = 0.17  # inches
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def line_figure(curve: Curve) -> Figure:
     from matplotlib.ticker import FuncFormatter
 
     with style():
-        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.9 + _legend_excess(curve.series)), layout="constrained")
         axes = figure.add_subplot()
         handles = []
         for k, (x, y) in enumerate(curve.series.values()):
@@ -164,7 +166,7 @@ def histogram_figure(histogram: Histogram) -> Figure:
     from matplotlib.figure import Figure
 
     with style():
-        figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.7 + _legend_excess(histogram.series)), layout="constrained")
         axes = figure.add_subplot()
         handles = []
         for k, counts in enumerate(histogram.series.values()):
@@ -187,9 +189,28 @@ def _legend(axes: Axes, handles: Sequence[Artist], names: Sequence[str]) -> None
     if len(names) < 2:
         return
     shown = [legend_name(name) for name in names]
+    columns = _legend_columns(names)
     axes.legend(
-        handles, shown, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, fontsize=8, borderaxespad=0.2
+        handles,
+        shown,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=columns,
+        fontsize=8,
+        borderaxespad=0.2,
     )
+
+
+def _legend_columns(names: Collection[str]) -> int:
+    """Most of 3 whose names fit the figure's width: a wider legend would leave the axes none."""
+    longest = max(map(len, names), default=0)
+    return min(3, max(1, LEGEND_WIDTH // (longest + 5)))
+
+
+def _legend_excess(names: Collection[str]) -> float:
+    """Inches that a figure needs for the lines of its legend beyond the first three."""
+    lines = -(-len(names) // _legend_columns(names))
+    return LEGEND_ROW * max(0, lines - 3)
 
 
 def interval(estimate: Estimate, digits: int = 3) -> str:

@@ -112,3 +112,11 @@ def test_the_closed_form_head_gets_all_that_phi_may_see(store: EgoStore) -> None
     cohort = divide(store, config, 0)
     batch = _batches(cohort, config).validation(0, 0)
     assert batch.graphs == len(cohort.metaft_train) + len(cohort.metaft_validation)
+
+
+def test_rules_that_read_fine_tuning_labels_get_as_many_as_phi(store: EgoStore) -> None:
+    config = read(None, ["meta.batch_size=10000"])
+    cohort = divide(store, config, 0)
+    both = len(cohort.metaft_train) + len(cohort.metaft_validation)
+    assert _batches(cohort, config, split=False).train(0, 0).graphs == both
+    assert _batches(cohort, config).train(0, 0).graphs == len(cohort.metaft_train)

@@ -79,6 +79,12 @@ def test_what_is_wrong_is_said(override: str, said: str) -> None:
     assert said in str(raised.value)
 
 
+@pytest.mark.parametrize("asked", ["arms=[meta_full_unroll]", "meta.encoder=true"])
+def test_the_closed_form_head_cannot_unroll_an_encoder(asked: str) -> None:
+    with pytest.raises(InputError, match=r"meta\.head: found 'ridge', expected unroll"):
+        read(None, ["meta.head=ridge", asked])
+
+
 def test_every_arm_is_of_one_kind() -> None:
     plain = {"none", "supervised", "random_weights", "ceiling"}
     kinds = [set(RULES), set(FROM_META), set(VARIANTS), plain]

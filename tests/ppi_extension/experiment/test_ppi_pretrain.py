@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from ppi_run_helpers import TINY
 
-from ppi_extension.data.store import EgoStore
+from ecgmeta.runtime.errors import InputError
+from ppi_extension.data.store import EgoStore, Which
 from ppi_extension.experiment.cohort import divide
 from ppi_extension.experiment.config import read
-from ppi_extension.experiment.pretrain import Training, prepare
+from ppi_extension.experiment.pretrain import Training, check_phi, prepare
 from ppi_extension.experiment.run import Run
 from ppi_extension.task_weights import TaskWeights
 
@@ -44,6 +49,33 @@ def test_phi_stands_still_after_its_share_of_the_steps(store: EgoStore, tmp_path
     weights = dict(training.trajectory)
     assert not weights[2].equal(weights[4])
     assert weights[4].equal(weights[8])
+
+
+class _Unlabelled:
+    """A store of which one fine-tuning label is not known."""
+
+    def __init__(self, store: EgoStore, row: int) -> None:
+        self._store, self._row = store, row
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def labels(self, which: Which, rows: NDArray[np.int64]) -> NDArray[np.int8]:
+        labels = self._store.labels(which, rows).copy()
+        labels[rows == self._row, 3] = -1
+        return labels
+
+
+def test_the_closed_form_head_is_refused_where_a_label_that_phi_sees_is_not_known(store: EgoStore) -> None:
+    config = read(None, [*TINY, "meta.head=ridge"])
+    cohort = divide(store, config, 0)
+    check_phi(cohort, config)
+    unseen = replace(cohort, store=cast(EgoStore, _Unlabelled(store, int(cohort.test[0]))))
+    check_phi(unseen, config)
+    seen = replace(cohort, store=cast(EgoStore, _Unlabelled(store, int(cohort.metaft_train[0]))))
+    with pytest.raises(InputError, match=r"meta\.head: found ridge, and 1 labels"):
+        check_phi(seen, config)
+    check_phi(seen, read(None, TINY))
 
 
 def test_z_is_bounded_and_said_to_be(store: EgoStore, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,10 @@ import pytest
 import torch
 from ppi_run_helpers import call, encoders, error_line, metrics, pretrain, results, same_tensors, weights
 
+from ppi_extension.data.builder import BuildSettings, build
+from ppi_extension.data.species import SourceData
 from ppi_extension.data.store import EgoStore
+from ppi_extension.data.synthetic import PlantedSettings, planted
 from ppi_extension.experiment.config import ARMS, FROM_META, RULES, VARIANTS
 from ppi_extension.experiment.evaluate import separation
 from ppi_extension.experiment.run import Study
@@ -139,8 +144,14 @@ def test_later_stages_take_new_settings_but_not_those_of_pre_training(
     assert pretrain(folder, store_folder, "arms=[none,supervised]", "through=evaluate") == 0
     first = results(folder)["rows"][0]["auroc"]["value"]
     assert call("finetune", folder, "finetune.epochs=1", "finetune.lr=1e-4") == 0
+    assert call("report", folder) == 0
+    assert "earlier fine-tuning" in (folder / "report.html").read_text(encoding="utf-8")
     assert call("evaluate", folder) == 0
+    assert call("report", folder) == 0
+    assert "earlier fine-tuning" not in (folder / "report.html").read_text(encoding="utf-8")
     assert results(folder)["rows"][0]["auroc"]["value"] != first
+    assert call("evaluate", folder, "evaluate.reference=none") == 0  # beside what was set before
+    assert results(folder)["settings"]["epochs"] == 1
     capsys.readouterr()
     assert call("finetune", folder, "pretrain.lr=1") == 2
     assert "pretrain.lr" in error_line(capsys.readouterr().err)
@@ -155,7 +166,44 @@ def test_partial_access_scores_the_tasks_that_pre_training_has_not_seen(
     assert pretrain(folder, store_folder, "arms=[supervised,meta]", "meta.folds=8", "through=evaluate") == 0
     for row in results(folder)["rows"]:
         assert list(row["tasks"]) == [store.finetune_terms[0]]  # fold 0 holds out the first
+    uniform, meta = sorted(results(folder)["rows"], key=lambda row: row["arm"] == "meta")
+    term = store.finetune_terms[0]
+    gain = meta["tasks"][term]["value"] - uniform["tasks"][term]["value"]
+    assert uniform["task_meta_minus"][term]["value"] == pytest.approx(gain)
+    assert "task_meta_minus" not in meta
+    with (folder / "results.csv").open(newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line["arm"] == "supervised"]
+    assert [float(line["meta_minus"]) for line in lines] == pytest.approx(
+        [gain, gain]
+    )  # the mean, and the task
     assert "has not seen" in (folder / "results.md").read_text()
+    assert results(folder)["one_class"] == []  # those that are not scored lack no class
+
+
+@pytest.mark.slow
+def test_seeds_whose_epochs_have_other_lengths_are_compared_at_the_same_share_of_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = planted(PlantedSettings(species=3, genes=60))
+    genes = [graph.genes.copy() for graph in problem.data.graphs]
+    for other in genes[1:]:
+        other[:20] = genes[0][:20]  # a third of the genes stands in every graph
+    graphs = [replace(graph, genes=own) for graph, own in zip(problem.data.graphs, genes, strict=True)]
+    labels = [replace(each, genes=own) for each, own in zip(problem.data.labels, genes, strict=True)]
+    terms = BuildSettings(
+        fanout=5, pretrain_terms=problem.pretrain_terms, finetune_terms=problem.finetune_terms
+    )
+    build(SourceData(graphs, labels), tmp_path / "store", terms, processes=1)
+    folder = tmp_path / "study"
+    longer = ("pretrain.max_steps=0", "pretrain.epochs=1", "pretrain.batch_size=4")
+    assert pretrain(folder, tmp_path / "store", "arms=[supervised,meta]", "seeds=2", *longer) == 0
+    study = Study.open(folder)
+    lengths = {seed: study.run("meta", seed).lengths() for seed in (0, 1)}
+    assert lengths[0] != lengths[1]
+    for row in results(folder)["rows"]:
+        assert row["auroc"]["n"] == 2
+        means = [round((a + b) / 2) for a, b in zip(lengths[0], lengths[1], strict=True)]
+        assert [int(steps) for steps in row["lengths"]] == means
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -168,12 +216,26 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         (["pretrain.step=3"], "the nearest is 'pretrain."),
         (["data.test_graphs=[mars]"], "mars"),
         (["meta.folds=99"], "task folds"),
+        (["meta.warmup_epochs=9"], "no φ step in the 8 steps of meta"),
     ):
         assert pretrain(folder, store_folder, *overrides) == 2
         assert said in error_line(capsys.readouterr().err)
         assert not folder.exists()
     assert call("evaluate", tmp_path) == 2
     assert "made by `ppi-extension pretrain`" in error_line(capsys.readouterr().err)
+
+
+def test_a_device_that_is_not_there_is_said_before_anything_is_written(
+    tmp_path: Path,
+    store_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    folder = tmp_path / "study"
+    assert pretrain(folder, store_folder, "accelerator=cuda") == 2
+    assert "cuda, and no such device" in error_line(capsys.readouterr().err)
+    assert not folder.exists()
 
 
 def test_another_store_than_the_one_it_began_with_is_refused(
