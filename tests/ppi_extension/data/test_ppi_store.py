@@ -254,6 +254,7 @@ def test_a_killed_writer_leaves_no_store(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
+@pytest.mark.slow
 def test_opening_the_package_warns_of_nothing() -> None:
     """An error of the command line is one line; a warning of a library before it would be more."""
     done = subprocess.run(

@@ -66,6 +66,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, store_folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_stops_and_crashes_leave_no_trace(
     whole: Path, tmp_path: Path, store_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -137,6 +137,7 @@ def test_two_processes_give_the_numbers_of_one(every: Path, tmp_path: Path, stor
             assert all(same_tensors(encoders(a)[name], encoders(b)[name]) for name in encoders(a))
 
 
+@pytest.mark.slow
 def test_later_stages_take_new_settings_but_not_those_of_pre_training(
     tmp_path: Path, store_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
