@@ -1,0 +1,80 @@
+"""RESULTS.md: what each study asked, what was expected, what came out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ecgmeta.report.content import Estimate
+from ecgmeta.report.figures import svg
+from ecgmeta.runtime.files import write_text
+from examples.studies.study import HERE, RESULTS, load, read_results, results_file, studies
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MET = {True: "met", False: "**missed**", None: "–"}
+HEAD = """# What the studies found
+
+Written by `python -m examples.studies report` from `results/*.jsonl`. Each study is repeated by
+`python -m examples.studies run NAME`; what was expected stands in `NAME.yaml`, and was written before the cells of record ran.
+Settings were chosen on other seeds (the pilot's) than those reported. Intervals are 95 %, by Student's t over seeds; a
+difference between two arms is taken seed by seed.
+"""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+def shown(estimate: Estimate, digits: int = 2) -> str:
+    """``0.07 (−0.27 to 0.40)``."""
+    parts = [f"{x:.{digits}f}".replace("-", "−") for x in (estimate.value, estimate.low, estimate.high)]
+    if math.isnan(estimate.value):
+        return "–"
+    return parts[0] if math.isnan(estimate.low) else f"{parts[0]} ({parts[1]} to {parts[2]})"
+
+
+def section(
+    name: str, folder: Path = RESULTS, *, quick: bool = False
+) -> tuple[str, Mapping[str, Figure]] | None:
+    """A study's part of the report and its figures by file name; None where no cell is done."""
+    study = load(name, quick=quick)
+    tasks = study.tasks()
+    results = read_results(results_file(name, folder, quick=quick), tasks)
+    if not results:
+        return None
+    found = study.module.report(study.plan, results)
+    rows = [
+        (name, text, found.outcomes[name].text, MET[found.outcomes[name].met])
+        for name, text in study.plan.expected.items()
+    ]
+    failed = [result.task.name for result in results if result.failed]
+    cost = sum(result.seconds for result in results)
+    text = "\n\n".join(
+        [
+            f"## {study.plan.title}",
+            study.plan.question.strip(),
+            table(("", "expected", "found", "bar"), rows),
+            *([study.plan.conclusion.strip()] if study.plan.conclusion else []),
+            f"{len(results)} of {len(tasks)} cells are done, {len(study.plan.record)} seeds of record, "
+            f"{cost / 3600:.2f} process-hours in all, {len(failed)} failed{': ' if failed else ''}{', '.join(failed)}.",
+            found.body.strip(),
+        ]
+    )
+    return text, found.figures
+
+
+def write_report(path: Path = HERE / "RESULTS.md") -> None:
+    """Write the report, and its figures into ``figures/`` beside it."""
+    order = sorted(studies(), key=lambda name: (load(name).plan.order, name))
+    parts = [part for part in map(section, order) if part]
+    for name, figure in ((name, figure) for _, figures in parts for name, figure in figures.items()):
+        write_text(path.parent / "figures" / f"{name}.svg", svg(figure))
+    write_text(path, "\n\n".join([HEAD.strip(), *(text for text, _ in parts)]) + "\n")
