@@ -81,7 +81,9 @@ def read(path: Path, options: Options, report: Report | None = None) -> SourceDa
         graphs = [merged(graphs, _known(path, [graph.name for graph in graphs], options.channels))]
     ontology = find_ontology(folder, options.obo)
     if ontology is None and options.descent:
-        note = f"no ontology: a function descends from a wider one that {options.descent:.0%} of its genes have"
+        note = (
+            f"no ontology: a function descends from a wider one that {options.descent:.0%} of its genes have"
+        )
         return SourceData(graphs, labels, descent(union, options.descent), (note,))
     return source_data(graphs, labels, ontology)
 
@@ -111,7 +113,9 @@ def descent(labels: Labels, share: float) -> dict[str, tuple[str, ...]]:
     wider = size[:, None] < size[None, :]
     above = wider & (labelled > 0) & (both >= share * labelled)
     terms = labels.terms
-    return {term: tuple(terms[up] for up in np.flatnonzero(row)) for term, row in zip(terms, above, strict=True)}
+    return {
+        term: tuple(terms[up] for up in np.flatnonzero(row)) for term, row in zip(terms, above, strict=True)
+    }
 
 
 Parts = tuple[list[SpeciesGraph], Labels, list[Labels]]
