@@ -102,8 +102,9 @@ def _mean(found: Found) -> Outcome:
 
 
 def _few(found: Found) -> Outcome:
-    error = mean(found.error("meta", FEW))
-    return Outcome(f"{shown(error, 1)}", _below(error, 5.0))
+    few, many = mean(found.error("meta", FEW)), mean(found.error("meta", MAIN))
+    text = f"{shown(few, 1)}, against {shown(many, 1)} with 500"
+    return Outcome(text, _all([_below(few, 5.0), _below(many, few.value)]))
 
 
 def _spread(found: Found) -> Outcome:
