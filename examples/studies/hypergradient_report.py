@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from ecgmeta.report.content import Estimate
-from ecgmeta.report.curves import change
-from ecgmeta.report.figures import FAINT, PALETTE, style
+from ecgmeta.runtime.page.charts import Estimate, change
+from ecgmeta.runtime.page.figures import FAINT, PALETTE, style
 from examples.studies.contrast import MAGNITUDES
 from examples.studies.report import shown, table
 from examples.studies.statistics import by_seed, mean, paired

@@ -19,10 +19,11 @@ from examples.studies.study import HERE, Task
 
 if TYPE_CHECKING:
     from ppi_extension.experiment.config import Experiment
+    from ppi_extension.experiment.run import Study
 
 ROOT = HERE.parent.parent
 CONFIG = ROOT / "configs" / "ppi" / "ohmnet_meta.yaml"
-SETTING = "full access"
+FULL, HELD_OUT = "full access", "held-out tasks"
 
 
 @dataclass
@@ -38,10 +39,18 @@ class Build:
 
 @dataclass
 class Settings:
-    """Arms, those of ``then`` when all seeds of the others are done; keys that differ from the config; and the graphs."""
+    """Attributes:
+    arms, then: full access; those of ``then`` when all seeds of the others are done.
+    held_out: arms that are scored on fine-tuning tasks which pre-training did not see, another fold of them for each seed.
+    folds: how many.
+    overrides: keys that differ from the config.
+    build: the graphs.
+    """
 
     arms: list[str] = field(default_factory=list)
     then: list[str] = field(default_factory=list)
+    held_out: list[str] = field(default_factory=list)
+    folds: int = 10
     overrides: list[str] = field(default_factory=list)
     build: Build = field(default_factory=Build)
 
@@ -54,10 +63,11 @@ class Plan(study.Plan):
 def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
     """Seed by seed, so that a study cut short has whole comparisons; first the arms that matter most."""
     inputs = {"build": asdict(settings.build), "config": _inputs(), "overrides": settings.overrides}
-    for arms in (settings.arms, settings.then):
+    for arms, setting in ((settings.arms, FULL), (settings.then, FULL), (settings.held_out, HELD_OUT)):
+        folds = [f"meta.folds={settings.folds}"] if setting == HELD_OUT else []
         for seed in seeds:
             for arm in arms:
-                yield Task(arm, SETTING, seed, inputs)
+                yield Task(arm, setting, seed, inputs | {"overrides": settings.overrides + folds})
 
 
 def _inputs() -> dict[str, Any]:
@@ -72,18 +82,22 @@ def run(task: Task) -> Mapping[str, float]:
     """Test AUROC, in per cent, at the length that is best on this seed's validation genes; and at each length."""
     import numpy as np
 
+    from ppi_extension.experiment.cohort import divide
     from ppi_extension.experiment.config import FROM_META
     from ppi_extension.experiment.scores import mean_of_tasks
-    from ppi_extension.experiment.stages import train_one
+    from ppi_extension.experiment.stages import open_store, train_one
 
     experiment = _experiment(task)
     for arm in ("meta", task.arm) if task.arm in FROM_META else (task.arm,):
         train_one(experiment, (arm, task.seed), ("pretrain", "finetune"), _silent, StopRequest())
     done = experiment.run(task.arm, task.seed)
+    scored = list(divide(open_store(experiment.store), experiment.later, task.seed).scored)
     found: dict[str, float] = {}
     best = -np.inf
     for score in map(_read, sorted((done.folder / "finetune").glob("linear-*.json"))):
-        validation, test = (100 * mean_of_tasks(_array(score[part])) for part in ("validation", "test"))
+        validation, test = (
+            100 * mean_of_tasks(_array(score[part])[scored]) for part in ("validation", "test")
+        )
         found |= {f"validation_{score['steps']}": validation, f"test_{score['steps']}": test}
         if validation > best:
             best = validation
@@ -94,12 +108,12 @@ def run(task: Task) -> Mapping[str, float]:
     return found
 
 
-def _experiment(task: Task) -> Any:
+def _experiment(task: Task) -> Study:
     """The folder of all runs; the store is built where there is none."""
     from ppi_extension.experiment.run import Study
 
     folder = Path(os.environ.get("ECGMETA_STUDY_RUNS", ROOT / "runs")) / "ppi_real"
-    store = folder / "store"
+    store = folder / f"store-{Task('', '', 0, task.inputs['build']).key}"
     if not store.is_dir():
         _build(store, task.inputs["build"])
     config = _config(task, store)

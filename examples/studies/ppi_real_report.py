@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ecgmeta.report.content import Estimate
-from ecgmeta.report.curves import change
+from ecgmeta.runtime.page.charts import Estimate, change
 from examples.studies.report import shown, table
 from examples.studies.statistics import by_seed, mean, paired, power, seeds_needed
 from examples.studies.study import Outcome, Result, Section
@@ -22,18 +21,12 @@ Values = Mapping[int, float]
 class Found:
     """The test AUROC of the cells that are done, per cent, by arm and seed."""
 
-    def __init__(self, plan: Plan, results: Sequence[Result]) -> None:
-        from examples.studies.ppi_real import SETTING
-
-        self.seeds = len(plan.record)
-        self.arms = [*plan.settings.arms, *plan.settings.then]
+    def __init__(self, plan: Plan, results: Sequence[Result], setting: str) -> None:
+        self.arms = list(dict.fromkeys([*plan.settings.arms, *plan.settings.then, *plan.settings.held_out]))
         self._numbers = {
-            (arm, number): by_seed(results, number, arm, SETTING)
+            (arm, number): by_seed(results, number, arm, setting)
             for arm in self.arms
             for number in ("auroc", "validation", "length", "weights_sd")
-        }
-        self._seconds = {
-            arm: [r.seconds for r in results if r.task.arm == arm and not r.failed] for arm in self.arms
         }
 
     def get(self, arm: str, number: str = "auroc") -> Values:
@@ -51,7 +44,9 @@ class Found:
 
 
 def section(plan: Plan, results: Sequence[Result]) -> Section:
-    found = Found(plan, results)
+    from examples.studies.ppi_real import FULL, HELD_OUT
+
+    found, partial = Found(plan, results, FULL), Found(plan, results, HELD_OUT)
     outcomes = {
         "uniform": _uniform(found),
         "ceiling": _ceiling(found),
@@ -59,13 +54,20 @@ def section(plan: Plan, results: Sequence[Result]) -> Section:
         "others": _others(found, ("cosine", "cotrain")),
         "controls": _controls(found, ("permuted", "random_walk", "random_weights")),
         "retrained": _retrained(found),
+        "held-out tasks": _held_out(partial),
     }
     body = "\n\n".join(
         [
-            "Test AUROC in per cent, mean over seeds; the difference to uniform weights (`supervised`) in points, seed by seed; the "
-            "share of the ceiling's mean gain; how many seeds chose the longer training; the spread (SD) of the final weights.",
+            "Test AUROC in per cent, mean over seeds; the difference to uniform weights (`supervised`) in points, seed by "
+            "seed; the share of the ceiling's mean gain; how many seeds chose the longer training; the spread (SD) of the "
+            "final weights.",
             _table(found),
             _power(found),
+            *(
+                ["On the fold of tasks that pre-training did not see:", _table(partial)]
+                if partial.get(UNIFORM)
+                else []
+            ),
         ]
     )
     return Section(outcomes, body)
@@ -116,7 +118,14 @@ def _retrained(found: Found) -> Outcome:
     gain = found.gain("retrained", "meta")
     if math.isnan(gain.low):
         return Outcome("not run yet" if not _done(gain) else change(gain, 2))
-    return Outcome(f"{change(gain, 2)} points", -1 <= gain.low and gain.high <= 1)
+    return Outcome(f"{change(gain, 2)} points", gain.low >= -1 and gain.high <= 1)
+
+
+def _held_out(found: Found) -> Outcome:
+    gain = found.gain("meta")
+    if not _done(gain):
+        return Outcome("not run yet")
+    return Outcome(f"{change(gain, 2)} points", None if math.isnan(gain.low) else gain.low > 0)
 
 
 def _done(gain: Estimate) -> bool:
@@ -159,8 +168,8 @@ def _power(found: Found) -> str:
     centre = sum(gaps) / len(gaps)
     sd = math.sqrt(sum((gap - centre) ** 2 for gap in gaps) / (len(gaps) - 1))
     text = (
-        f"The difference between learned and uniform weights has an SD of {sd:.2f} points over {len(gaps)} seeds: a true gain of "
-        f"1 point would be found in {100 * power(sd, 1.0, len(gaps)):.0f} % of such studies, one of 2 points in "
+        f"The difference between learned and uniform weights has an SD of {sd:.2f} points over {len(gaps)} seeds: a true gain "
+        f"of 1 point would be found in {100 * power(sd, 1.0, len(gaps)):.0f} % of such studies, one of 2 points in "
         f"{100 * power(sd, 2.0, len(gaps)):.0f} %; for 1 point at 80 % it takes {seeds_needed(sd, 1.0)} seeds."
     )
     gain = paired(ceiling, uniform)

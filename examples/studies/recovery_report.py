@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ecgmeta.report.content import Estimate
-from ecgmeta.report.curves import change
-from ecgmeta.report.figures import FAINT, PALETTE, style
+from ecgmeta.runtime.page.charts import Estimate, change
+from ecgmeta.runtime.page.figures import FAINT, PALETTE, style
 from examples.studies.report import shown, table
 from examples.studies.statistics import by_seed, differences, mean, paired
 from examples.studies.study import Outcome, Result, Section

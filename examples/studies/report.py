@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ecgmeta.report.content import Estimate
-from ecgmeta.report.figures import svg
 from ecgmeta.runtime.files import write_text
+from ecgmeta.runtime.page.charts import Estimate
+from ecgmeta.runtime.page.figures import svg
 from examples.studies.study import HERE, RESULTS, load, read_results, results_file, studies
 
 if TYPE_CHECKING:

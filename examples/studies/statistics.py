@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ecgmeta.report.content import Estimate
+from ecgmeta.runtime.page.charts import Estimate
 from examples.studies.study import Result
 
 LEVEL = 0.95
