@@ -62,6 +62,8 @@ def read(path: Path, options: Options, report: Report | None = None) -> SourceDa
         raise InputError("ohmnet", "graphs", repr(options.graphs), ", ".join(_GRAPHS))
     if options.graphs == "union" and options.labels != "union":
         raise InputError("ohmnet", "labels", options.labels, "union: the union of the graphs has no tissue")
+    if options.graphs != "union" and options.channels:
+        raise InputError("ohmnet", "channels", f"{options.channels}", "none, or graphs=union")
     if not 0 <= options.descent <= 1:
         raise InputError("ohmnet", "descent", options.descent, "0 to 1")
     if path.is_dir():

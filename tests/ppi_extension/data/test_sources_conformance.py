@@ -263,6 +263,8 @@ def test_ohmnet_union_of_graphs_says_in_which_tissue_an_edge_is(tmp_path: Path) 
     for wrong in ({"channels": ["lens"]}, {"labels": "both"}, {"descent": 2.0}):
         with pytest.raises(InputError):
             read_source("ohmnet", tmp_path, graphs="union", **wrong)
+    with pytest.raises(InputError, match="channels"):
+        read_source("ohmnet", tmp_path, channels=["heart"])
 
 
 def test_ohmnet_descent_is_read_off_the_labels() -> None:
