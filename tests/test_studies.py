@@ -140,7 +140,12 @@ def test_unknown_study_is_named() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", studies())
 @pytest.mark.usefixtures("threads")
-def test_smallest_cells_run_and_are_reported(name: str, tmp_path: Path) -> None:
+def test_smallest_cells_run_and_are_reported(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if name == "ppi_real":
+        monkeypatch.setenv("ECGMETA_REAL_DATA", str(request.getfixturevalue("real_data")))
+    monkeypatch.setenv("ECGMETA_STUDY_RUNS", str(tmp_path / "runs"))
     study = load(name, quick=True)
     file = results_file(name, tmp_path, quick=True)
     first = next(run_study(study, file))  # left after one cell, as a kill would

@@ -20,16 +20,15 @@ def task_auroc(logits: Tensor, labels: Tensor) -> NDArray[np.float64]:
         logits: (n, T).
         labels: (n, T) 1 positive, 0 negative, below 0 unlabelled.
     """
-    from torchmetrics.functional.classification import binary_auroc
+    from scipy.stats import rankdata
 
-    found = np.full(labels.shape[1], np.nan)
     chances = logits.detach().cpu().double().sigmoid()  # in single precision large logits would tie
-    labels = labels.cpu().long()
-    for task, (score, label) in enumerate(zip(chances.T, labels.T, strict=True)):
-        known = label >= 0
-        classes = label[known].unique()
-        if len(classes) == 2:
-            found[task] = float(binary_auroc(score[known], label[known]))
+    positive, negative = (labels.cpu() == 1).numpy(), (labels.cpu() == 0).numpy()
+    # Mann and Whitney's U, all tasks at once; unlabelled examples rank above all others, where they change no rank.
+    ranks = rankdata(np.where(positive | negative, chances.numpy(), 2.0), axis=0)
+    p, n = positive.sum(axis=0), negative.sum(axis=0)
+    pairs = np.where(p * n > 0, p * n, np.nan)
+    found: NDArray[np.float64] = ((ranks * positive).sum(axis=0) - p * (p + 1) / 2) / pairs
     return found
 
 

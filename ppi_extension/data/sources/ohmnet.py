@@ -31,6 +31,7 @@ from ppi_extension.data.tables import read_lines
 
 HUMAN = 9606
 _LABELS = ("union", "tissue", "both")
+_GRAPHS = ("tissue", "union")
 
 
 @dataclass
@@ -39,17 +40,32 @@ class Options:
     tissues: to read, in this order; empty: all.
     labels: "union" holds in every tissue; "tissue": each tissue its own, few; "both": its own where there are any.
     obo: go-basic.obo for the leak rule; None: the one in the folder, if there is one.
+    graphs: "tissue": one graph a tissue; "union": one graph, whose edges are those of any of the tissues.
+    channels: tissues, at most 8, each of which is a kind of evidence of the union's edges: that they are in this tissue.
+    descent: without go-basic.obo, a function of whose genes (those labelled for both) at least this share have another, wider
+        function is taken to descend from that one; 0: nothing is known of descent, and the leak rule sees equal terms only.
     """
 
     tissues: list[str] = field(default_factory=list)
     labels: str = "union"
     obo: str | None = None
+    graphs: str = "tissue"
+    channels: list[str] = field(default_factory=list)
+    descent: float = 0.0
 
 
 def read(path: Path, options: Options, report: Report | None = None) -> SourceData:
     """Graphs and labels; `path` is the archive, the folder it is in, or the folder of the published files."""
     if options.labels not in _LABELS:
         raise InputError("ohmnet", "labels", repr(options.labels), ", ".join(_LABELS))
+    if options.graphs not in _GRAPHS:
+        raise InputError("ohmnet", "graphs", repr(options.graphs), ", ".join(_GRAPHS))
+    if options.graphs == "union" and options.labels != "union":
+        raise InputError("ohmnet", "labels", options.labels, "union: the union of the graphs has no tissue")
+    if options.graphs != "union" and options.channels:
+        raise InputError("ohmnet", "channels", f"{options.channels}", "none, or graphs=union")
+    if not 0 <= options.descent <= 1:
+        raise InputError("ohmnet", "descent", options.descent, "0 to 1")
     if path.is_dir():
         archives = sorted(path.glob("*.npz"))
         published = _part(path, "bio-tissue-networks")
@@ -63,7 +79,45 @@ def read(path: Path, options: Options, report: Report | None = None) -> SourceDa
         raise InputError(path, "file", "no such file or folder", "*.npz, or a folder of OhmNet's files")
     labels = [*([union] if options.labels != "tissue" else []), *(own if options.labels != "union" else [])]
     folder = path if path.is_dir() else path.parent
-    return source_data(graphs, labels, find_ontology(folder, options.obo))
+    if options.graphs == "union":
+        graphs = [merged(graphs, _known(path, [graph.name for graph in graphs], options.channels))]
+    ontology = find_ontology(folder, options.obo)
+    if ontology is None and options.descent:
+        note = (
+            f"no ontology: a function descends from a wider one that {options.descent:.0%} of its genes have"
+        )
+        return SourceData(graphs, labels, descent(union, options.descent), (note,))
+    return source_data(graphs, labels, ontology)
+
+
+def merged(graphs: Sequence[SpeciesGraph], channels: Sequence[str] = ()) -> SpeciesGraph:
+    """One graph of all genes, with the edges of any of ``graphs``; it is called "union".
+
+    Args:
+        channels: names of graphs; channel c of an edge is 1 where it is an edge of graph c.
+    """
+    genes = np.unique(np.concatenate([graph.genes for graph in graphs]))
+    pairs = [np.searchsorted(genes, graph.genes)[graph.pairs()] for graph in graphs]
+    evidence = [
+        np.tile(np.array([name == graph.name for name in channels], np.uint8), (graph.num_edges, 1))
+        for graph in graphs
+    ]
+    return SpeciesGraph.from_edges(
+        "union", HUMAN, genes, np.concatenate(pairs), np.concatenate(evidence), tuple(channels)
+    )
+
+
+def descent(labels: Labels, share: float) -> dict[str, tuple[str, ...]]:
+    """Each function -> the wider ones that at least ``share`` of its genes, of those labelled for both, have."""
+    has = (labels.values == 1).astype(np.float64)
+    known = (labels.values != UNLABELLED).astype(np.float64)
+    both, labelled, size = has.T @ has, has.T @ known, has.sum(axis=0)
+    wider = size[:, None] < size[None, :]
+    above = wider & (labelled > 0) & (both >= share * labelled)
+    terms = labels.terms
+    return {
+        term: tuple(terms[up] for up in np.flatnonzero(row)) for term, row in zip(terms, above, strict=True)
+    }
 
 
 Parts = tuple[list[SpeciesGraph], Labels, list[Labels]]
@@ -75,10 +129,14 @@ def _chosen(where: Path, known: Sequence[str], wanted: Sequence[str]) -> list[st
     Raises:
         InputError: one that is not there.
     """
+    return _known(where, known, wanted) or list(known)
+
+
+def _known(where: Path, known: Sequence[str], wanted: Sequence[str]) -> list[str]:
     for tissue in wanted:
         if tissue not in known:
             raise InputError(where, "tissues", repr(tissue), f"some of {', '.join(sorted(known))}")
-    return list(wanted) or list(known)
+    return list(wanted)
 
 
 def _archive(path: Path, options: Options) -> Parts:

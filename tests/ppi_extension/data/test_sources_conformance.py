@@ -26,7 +26,8 @@ from ecgmeta.runtime.errors import InputError
 from ppi_extension.data.builder import BuildSettings, joined
 from ppi_extension.data.sources import SOURCES, read_source, store_of
 from ppi_extension.data.sources.hu import HuGraphs
-from ppi_extension.data.species import SourceData, SpeciesGraph
+from ppi_extension.data.sources.ohmnet import descent
+from ppi_extension.data.species import Labels, SourceData, SpeciesGraph
 
 Make = Callable[[Path, Path], SourceData]
 WORLD = world()
@@ -245,6 +246,33 @@ def test_ohmnet_union_and_tissue_labels(tmp_path: Path) -> None:
     own = read_source("ohmnet", tmp_path, labels="tissue", tissues=["heart"]).labels
     assert [labels.graph for labels in own] == ["heart"]
     assert own[0].values.tolist() == [[1], [0], [1]]
+
+
+def test_ohmnet_union_of_graphs_says_in_which_tissue_an_edge_is(tmp_path: Path) -> None:
+    data = read_source("ohmnet", write_ohmnet(tmp_path), graphs="union", channels=["blood_plasma", "heart"])
+    (graph,) = data.graphs
+    ends = [tuple(graph.genes[pair].tolist()) for pair in graph.pairs()]
+    source = np.repeat(np.arange(graph.num_nodes), graph.degree)
+    evidence = graph.channels[source < graph.indices].tolist()
+    assert dict(zip(ends, evidence, strict=True)) == {
+        ("11", "12"): [1, 1],
+        ("11", "13"): [0, 1],
+        ("11", "14"): [0, 1],
+        ("12", "13"): [0, 1],
+    }
+    for wrong in ({"channels": ["lens"]}, {"labels": "both"}, {"descent": 2.0}):
+        with pytest.raises(InputError):
+            read_source("ohmnet", tmp_path, graphs="union", **wrong)
+    with pytest.raises(InputError, match="channels"):
+        read_source("ohmnet", tmp_path, channels=["heart"])
+
+
+def test_ohmnet_descent_is_read_off_the_labels() -> None:
+    values = np.array([[1, 1, 0], [1, 1, 1], [0, 1, -1], [-1, 0, 1], [0, 0, 1], [0, 0, 1]], np.int8)
+    labels = Labels(np.array(list("abcdef")), ("narrow", "wide", "other"), values)
+    # Both genes of narrow have wide. Of those of narrow and of wide, two are labelled for other, and one of these has it.
+    assert descent(labels, 0.9) == {"narrow": ("wide",), "wide": (), "other": ()}
+    assert descent(labels, 0.3)["wide"] == ("other",)
 
 
 def _unpacked(arrays: dict[str, list[NDArray[np.float64]]], number: int) -> dict[str, NDArray[np.float64]]:

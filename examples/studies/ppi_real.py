@@ -1,0 +1,167 @@
+"""PPI, real: do learned task weights help on OhmNet's human tissues? Every cell is a run of `ppi_extension`.
+
+The graphs are built once, from the file that ``ECGMETA_REAL_DATA`` leads to (``../shared/data`` beside the checkout, where it
+is not set), as ``configs/ppi/ohmnet_meta.yaml`` says. Runs and store lie in ``runs/ppi_real`` (or where
+``ECGMETA_STUDY_RUNS`` says), and a run that has ended there is not repeated.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ecgmeta.runtime.signals import StopRequest
+from examples.studies import study
+from examples.studies.study import HERE, Task
+
+if TYPE_CHECKING:
+    from ppi_extension.experiment.config import Experiment
+    from ppi_extension.experiment.run import Study
+
+ROOT = HERE.parent.parent
+CONFIG = ROOT / "configs" / "ppi" / "ohmnet_meta.yaml"
+FULL, HELD_OUT = "full access", "held-out tasks"
+
+
+@dataclass
+class Build:
+    """How the store is built; see `ppi-extension data build`."""
+
+    channels: list[str] = field(default_factory=list)
+    descent: float = 0.9
+    min_positives: int = 20
+    depth: int = 1
+    fanout: int = 64
+
+
+@dataclass
+class Settings:
+    """Attributes:
+    arms, then: full access; those of ``then`` when all seeds of the others are done.
+    held_out: arms that are scored on fine-tuning tasks which pre-training did not see, another fold of them for each seed.
+    folds: how many.
+    overrides: keys that differ from the config.
+    build: the graphs.
+    """
+
+    arms: list[str] = field(default_factory=list)
+    then: list[str] = field(default_factory=list)
+    held_out: list[str] = field(default_factory=list)
+    folds: int = 10
+    overrides: list[str] = field(default_factory=list)
+    build: Build = field(default_factory=Build)
+
+
+@dataclass
+class Plan(study.Plan):
+    settings: Settings = field(default_factory=Settings)
+
+
+def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
+    """Seed by seed, so that a study cut short has whole comparisons; first the arms that matter most."""
+    inputs = {"build": asdict(settings.build), "config": _inputs(), "overrides": settings.overrides}
+    for arms, setting in ((settings.arms, FULL), (settings.then, FULL), (settings.held_out, HELD_OUT)):
+        folds = [f"meta.folds={settings.folds}"] if setting == HELD_OUT else []
+        for seed in seeds:
+            for arm in arms:
+                yield Task(arm, setting, seed, inputs | {"overrides": settings.overrides + folds})
+
+
+def _inputs() -> dict[str, Any]:
+    """What the config says, but for what does not change the numbers of a cell."""
+    from ppi_extension.experiment.config import read
+
+    said = asdict(read(CONFIG, []))
+    return {key: said[key] for key in ("data", "encoder", "pretrain", "meta", "finetune")}
+
+
+def run(task: Task) -> Mapping[str, float]:
+    """Test AUROC, in per cent, at the length that is best on this seed's validation genes; and at each length."""
+    import numpy as np
+
+    from ppi_extension.experiment.cohort import divide
+    from ppi_extension.experiment.config import FROM_META
+    from ppi_extension.experiment.scores import mean_of_tasks
+    from ppi_extension.experiment.stages import open_store, train_one
+
+    experiment = _experiment(task)
+    for arm in ("meta", task.arm) if task.arm in FROM_META else (task.arm,):
+        train_one(experiment, (arm, task.seed), ("pretrain", "finetune"), _silent, StopRequest())
+    done = experiment.run(task.arm, task.seed)
+    scored = list(divide(open_store(experiment.store), experiment.later, task.seed).scored)
+    found: dict[str, float] = {}
+    best = -np.inf
+    for score in map(_read, sorted((done.folder / "finetune").glob("linear-*.json"))):
+        validation, test = (
+            100 * mean_of_tasks(_array(score[part])[scored]) for part in ("validation", "test")
+        )
+        found |= {f"validation_{score['steps']}": validation, f"test_{score['steps']}": test}
+        if validation > best:
+            best = validation
+            found |= {"auroc": test, "validation": validation, "length": float(score["steps"])}
+    if done.trajectory.is_file():
+        with np.load(done.trajectory, allow_pickle=False) as kept:
+            found["weights_sd"] = float(kept["weights"][-1].std())
+    return found
+
+
+def _experiment(task: Task) -> Study:
+    """The folder of all runs; the store is built where there is none."""
+    from ppi_extension.experiment.run import Study
+
+    folder = Path(os.environ.get("ECGMETA_STUDY_RUNS", ROOT / "runs")) / "ppi_real"
+    store = folder / f"store-{Task('', '', 0, task.inputs['build']).key}"
+    if not store.is_dir():
+        _build(store, task.inputs["build"])
+    config = _config(task, store)
+    where = folder / _digest(task)
+    if (where / "run.json").is_file():
+        return Study.open(where)
+    return Study.create(where, config)
+
+
+def _digest(task: Task) -> str:
+    """The same for all arms and seeds of one configuration."""
+    return Task("", task.setting, 0, task.inputs).key
+
+
+def _config(task: Task, store: Path) -> Experiment:
+    from ppi_extension.experiment.config import read
+
+    return read(CONFIG, [f"data.store={store}", *task.inputs["overrides"]])
+
+
+def _build(store: Path, how: Mapping[str, Any]) -> None:
+    from ppi_extension.data.stores import build_store
+
+    data = Path(os.environ.get("ECGMETA_REAL_DATA", ROOT.parent / "shared" / "data"))
+    keys = [f"{key}={value}" for key, value in how.items() if key != "channels"]
+    keys += ["graphs=union", f"channels=[{','.join(how['channels'])}]"]
+    terms = CONFIG.with_name("ohmnet_finetune.txt")
+    build_store("ohmnet", data / "ppi" / "ppi_ohmnet24.npz", store, keys, None, terms)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    from ecgmeta.runtime.files import read_json
+
+    found: dict[str, Any] = read_json(file)
+    return found
+
+
+def _array(values: Sequence[float | None]) -> Any:
+    import numpy as np
+
+    return np.array([np.nan if value is None else value for value in values])
+
+
+def _silent(done: int, total: int, text: str, left: float | None = None) -> None:
+    pass
+
+
+def report(plan: Plan, results: Sequence[study.Result]) -> study.Section:
+    from examples.studies.ppi_real_report import section
+
+    return section(plan, results)

@@ -1,0 +1,179 @@
+"""What the study on real tissues found, as a table and its verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ecgmeta.runtime.page.charts import Estimate, change
+from examples.studies.report import shown, table
+from examples.studies.statistics import by_seed, mean, paired, power, seeds_needed
+from examples.studies.study import Outcome, Result, Section
+
+if TYPE_CHECKING:
+    from examples.studies.ppi_real import Plan
+
+UNIFORM, SHARE, LEAST = "supervised", 0.8, 60.0
+Values = Mapping[int, float]
+
+
+class Found:
+    """The test AUROC of the cells that are done, per cent, by arm and seed."""
+
+    def __init__(self, plan: Plan, results: Sequence[Result], setting: str) -> None:
+        self.arms = list(dict.fromkeys([*plan.settings.arms, *plan.settings.then, *plan.settings.held_out]))
+        self._numbers = {
+            (arm, number): by_seed(results, number, arm, setting)
+            for arm in self.arms
+            for number in ("auroc", "validation", "length", "weights_sd")
+        }
+
+    def get(self, arm: str, number: str = "auroc") -> Values:
+        return self._numbers.get((arm, number), {})
+
+    def gain(self, arm: str, than: str = UNIFORM) -> Estimate:
+        """Of one arm over another, points."""
+        return paired(self.get(arm), self.get(than))
+
+    def beside(self) -> Estimate:
+        """What learned weights gain beyond 80 % of the ceiling's gain, seed by seed."""
+        uniform, ceiling, meta = (self.get(arm) for arm in (UNIFORM, "ceiling", "meta"))
+        common = sorted(uniform.keys() & ceiling.keys() & meta.keys())
+        return mean([meta[s] - uniform[s] - SHARE * (ceiling[s] - uniform[s]) for s in common])
+
+
+def section(plan: Plan, results: Sequence[Result]) -> Section:
+    from examples.studies.ppi_real import FULL, HELD_OUT
+
+    found, partial = Found(plan, results, FULL), Found(plan, results, HELD_OUT)
+    outcomes = {
+        "uniform": _uniform(found),
+        "ceiling": _ceiling(found),
+        "meta": _meta(found),
+        "others": _others(found, ("cosine", "cotrain")),
+        "controls": _controls(found, ("permuted", "random_walk", "random_weights")),
+        "retrained": _retrained(found),
+        "held-out tasks": _held_out(partial),
+    }
+    body = "\n\n".join(
+        [
+            "Test AUROC in per cent, mean over seeds; the difference to uniform weights (`supervised`) in points, seed by "
+            "seed; the share of the ceiling's mean gain; how many seeds chose the longer training; the spread (SD) of the "
+            "final weights.",
+            _table(found),
+            _power(found),
+            *(
+                ["On the fold of tasks that pre-training did not see:", _table(partial)]
+                if partial.get(UNIFORM)
+                else []
+            ),
+        ]
+    )
+    return Section(outcomes, body)
+
+
+def _uniform(found: Found) -> Outcome:
+    value = mean(found.get(UNIFORM))
+    return Outcome(f"{shown(value, 1)} %", None if math.isnan(value.value) else value.value >= LEAST)
+
+
+def _ceiling(found: Found) -> Outcome:
+    gain = found.gain("ceiling")
+    return Outcome(f"{change(gain, 2)} points", None if math.isnan(gain.low) else gain.low > 0)
+
+
+def _meta(found: Found) -> Outcome:
+    gain, ceiling, beyond = found.gain("meta"), found.gain("ceiling"), found.beside()
+    text = f"{change(gain, 2)} points{_of_ceiling(gain, ceiling)}; beyond 80 % of the ceiling {change(beyond, 2)}"
+    if math.isnan(ceiling.low) or ceiling.low <= 0:
+        return Outcome(f"{text}; no ceiling above uniform is shown, so there is no share to say")
+    return Outcome(text, gain.value >= SHARE * ceiling.value)
+
+
+def _of_ceiling(gain: Estimate, ceiling: Estimate) -> str:
+    """The share of the ceiling's gain; nothing where the ceiling's own gain is not clear of 0."""
+    if math.isnan(ceiling.low) or ceiling.low <= 0:
+        return ""
+    return f", {100 * gain.value / ceiling.value:.0f} % of the ceiling's gain"
+
+
+def _others(found: Found, others: Sequence[str]) -> Outcome:
+    gains = {arm: found.gain("meta", arm) for arm in others}
+    known = [gain for gain in gains.values() if not math.isnan(gain.low)]
+    text = "; ".join(f"against {arm} {change(gain, 2)}" for arm, gain in gains.items() if _done(gain))
+    met = all(gain.high >= 0 for gain in known) if len(known) == len(others) else None
+    return Outcome(text or "not run yet", met)
+
+
+def _controls(found: Found, controls: Sequence[str]) -> Outcome:
+    gains = {arm: found.gain(arm) for arm in controls}
+    known = [gain for gain in gains.values() if not math.isnan(gain.low)]
+    text = "; ".join(f"{arm} {change(gain, 2)}" for arm, gain in gains.items() if _done(gain))
+    met = all(gain.low <= 0 for gain in known) if len(known) == len(controls) else None
+    return Outcome(text or "not run yet", met)
+
+
+def _retrained(found: Found) -> Outcome:
+    gain = found.gain("retrained", "meta")
+    if math.isnan(gain.low):
+        return Outcome("not run yet" if not _done(gain) else change(gain, 2))
+    return Outcome(f"{change(gain, 2)} points", gain.low >= -1 and gain.high <= 1)
+
+
+def _held_out(found: Found) -> Outcome:
+    gain = found.gain("meta")
+    if not _done(gain):
+        return Outcome("not run yet")
+    return Outcome(f"{change(gain, 2)} points", None if math.isnan(gain.low) else gain.low > 0)
+
+
+def _done(gain: Estimate) -> bool:
+    return not math.isnan(gain.value)
+
+
+def _table(found: Found) -> str:
+    ceiling = found.gain("ceiling")
+    rows = []
+    for arm in found.arms:
+        values = found.get(arm)
+        if not values:
+            continue
+        gain, lengths, spread = found.gain(arm), found.get(arm, "length"), mean(found.get(arm, "weights_sd"))
+        longer = sum(length == max(lengths.values()) for length in lengths.values())
+        share = f"{100 * gain.value / ceiling.value:.0f} %" if ceiling.low > 0 else "–"
+        own = arm == UNIFORM
+        rows.append(
+            (
+                f"`{arm}`",
+                len(values),
+                shown(mean(values), 1),
+                "reference" if own else change(gain, 2),
+                "" if own else share,
+                f"{longer} of {len(lengths)}",
+                "" if math.isnan(spread.value) else f"{spread.value:.2f}",
+            )
+        )
+    head = ("arm", "seeds", "test AUROC", "minus uniform", "share of ceiling", "longer", "SD of weights")
+    return table(head, rows)
+
+
+def _power(found: Found) -> str:
+    """What this many seeds could have shown."""
+    uniform, ceiling, meta = (found.get(arm) for arm in (UNIFORM, "ceiling", "meta"))
+    common = sorted(uniform.keys() & meta.keys())
+    if len(common) < 3:
+        return "Too few seeds are done to say what they could show."
+    gaps = [meta[s] - uniform[s] for s in common]
+    centre = sum(gaps) / len(gaps)
+    sd = math.sqrt(sum((gap - centre) ** 2 for gap in gaps) / (len(gaps) - 1))
+    text = (
+        f"The difference between learned and uniform weights has an SD of {sd:.2f} points over {len(gaps)} seeds: a true gain "
+        f"of 1 point would be found in {100 * power(sd, 1.0, len(gaps)):.0f} % of such studies, one of 2 points in "
+        f"{100 * power(sd, 2.0, len(gaps)):.0f} %; for 1 point at 80 % it takes {seeds_needed(sd, 1.0)} seeds."
+    )
+    gain = paired(ceiling, uniform)
+    if not math.isnan(gain.value) and gain.value > 0:
+        target = SHARE * gain.value
+        text += f" For 80 % of the ceiling's mean gain ({target:.2f} points) it takes {seeds_needed(sd, target)} seeds."
+    return text
