@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from examples.studies.ppi_real import Plan
 
 UNIFORM, SHARE, LEAST = "supervised", 0.8, 60.0
+ENOUGH = 5  # seeds without which no verdict is given
 Values = Mapping[int, float]
 
 
@@ -35,6 +36,13 @@ class Found:
     def gain(self, arm: str, than: str = UNIFORM) -> Estimate:
         """Of one arm over another, points."""
         return paired(self.get(arm), self.get(than))
+
+    def verdict(self, passed: Mapping[str, bool]) -> bool | None:
+        """Whether all arms pass; a failure counts once enough seeds of its arm are done."""
+        enough = {arm: ok for arm, ok in passed.items() if len(self.get(arm)) >= ENOUGH}
+        if not all(enough.values()):
+            return False
+        return True if len(enough) == len(passed) else None
 
     def beside(self) -> Estimate:
         """What learned weights gain beyond 80 % of the ceiling's gain, seed by seed."""
@@ -100,17 +108,15 @@ def _of_ceiling(gain: Estimate, ceiling: Estimate) -> str:
 
 def _others(found: Found, others: Sequence[str]) -> Outcome:
     gains = {arm: found.gain("meta", arm) for arm in others}
-    known = [gain for gain in gains.values() if not math.isnan(gain.low)]
     text = "; ".join(f"against {arm} {change(gain, 2)}" for arm, gain in gains.items() if _done(gain))
-    met = all(gain.high >= 0 for gain in known) if len(known) == len(others) else None
+    met = found.verdict({arm: not gain.high < 0 for arm, gain in gains.items()})
     return Outcome(text or "not run yet", met)
 
 
 def _controls(found: Found, controls: Sequence[str]) -> Outcome:
     gains = {arm: found.gain(arm) for arm in controls}
-    known = [gain for gain in gains.values() if not math.isnan(gain.low)]
     text = "; ".join(f"{arm} {change(gain, 2)}" for arm, gain in gains.items() if _done(gain))
-    met = all(gain.low <= 0 for gain in known) if len(known) == len(controls) else None
+    met = found.verdict({arm: not gain.low > 0 for arm, gain in gains.items()})
     return Outcome(text or "not run yet", met)
 
 
@@ -118,7 +124,8 @@ def _retrained(found: Found) -> Outcome:
     gain = found.gain("retrained", "meta")
     if math.isnan(gain.low):
         return Outcome("not run yet" if not _done(gain) else change(gain, 2))
-    return Outcome(f"{change(gain, 2)} points", gain.low >= -1 and gain.high <= 1)
+    met = found.verdict({"retrained": gain.low >= -1 and gain.high <= 1})
+    return Outcome(f"{change(gain, 2)} points", met)
 
 
 def _held_out(found: Found) -> Outcome:
