@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,10 +31,6 @@ Overrides = Annotated[
 
 def main() -> None:
     """Entry point of the console script."""
-    # torch_geometric's import; processes that are started later inherit it, too.
-    ignored = "ignore:`torch.jit.script` is deprecated:FutureWarning"
-    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), ignored]))
-    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
     guarded(app)
 
 
