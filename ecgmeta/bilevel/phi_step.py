@@ -22,8 +22,9 @@ class PhiStep:
         eps: of ``"normalise"``; far below the norms that are seen.
         clip: largest norm handed to φ's optimiser, after scaling; None does not clip.
         control: ``"random_walk"`` lets φ's optimiser take its step and then replaces the displacement of each φ tensor by one
-            of the same norm in a random direction, so that φ moves as far as learning would move it and learns nothing. The
-            optimiser still sees the hypergradients, taken where the walk stands.
+            of the same norm in a random direction, so that φ moves as far as learning would move it and learns nothing. What
+            learning would leave where it is (entries that no loss depends on) stays. The optimiser still sees the
+            hypergradients, taken where the walk stands.
         seed: of the random directions, which are a function of it and the step; data-parallel ranks share it.
     """
 
@@ -66,5 +67,7 @@ class PhiStep:
         with torch.no_grad():
             for name, value in state.phi.items():
                 direction = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-                step = (direction / direction.norm()).to(value) * moved[name].norm()
-                value.copy_(before[name] + step)
+                direction *= (moved[name] != 0).cpu()
+                length = direction.norm()
+                if length > 0:
+                    value.copy_(before[name] + (direction / length).to(value) * moved[name].norm())

@@ -255,7 +255,7 @@ def pretrain(
     """SimCLR under the magnitudes ``start``.
 
     Args:
-        learn: ``"ours"``, ``"paper"`` or ``"walk"`` moves the magnitudes; ``""`` does not.
+        learn: ``"ours"``, ``"paper"`` or ``"random_walk"`` moves the magnitudes; ``""`` does not.
         seed: of the initial weights and the batches.
         head: what fine-tuning predicts.
         crop: see :class:`Batches`.
@@ -304,17 +304,12 @@ def _drive(
     live = policy.g.detach()[..., 0].diagonal()  # of a chain, stage s uses operation s
     if path is not None:
         live.copy_(path[0].sqrt())
-    before, taken = policy.g.detach().clone(), [live.square()]
+    taken = [live.square()]
     for report in reports:
-        if (
-            learn == "walk"
-        ):  # the engine turns a step in all of g, of which a chain uses one entry in `len(live)`
-            policy.g.data.sub_(before).mul_(len(live) ** 0.5).add_(before)
         if learn != "paper":
             policy.g.data.clamp_(meta.lowest**0.5, meta.highest**0.5)
         if path is not None and report.step + 1 < len(path):
             live.copy_(path[report.step + 1].sqrt())
-        before.copy_(policy.g.detach())
         taken.append(live.square())
     return torch.stack(taken)
 
@@ -331,7 +326,7 @@ def _settings(learn: str, training: Training, meta: Meta) -> dict[str, Any]:
         "head_optimizer": Adam(meta.paper_head_lr),
         "products": DoubleBackward,
         "scaling": "normalise",
-        "control": "random_walk" if learn == "walk" else "none",
+        "control": "random_walk" if learn == "random_walk" else "none",
     }
 
 

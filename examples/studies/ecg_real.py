@@ -108,7 +108,7 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
                 ("ours", "meta"),
                 ("retrained", "retrained"),
                 ("paper", "meta (paper)"),
-                ("walk", "walk"),
+                ("random_walk", "walk"),
             ):
                 yield Task(arm, name, seed, inputs | {"learn": learn})
 

@@ -99,9 +99,9 @@ def large_gain(found: Mapping[str, tuple[str, Estimate] | None]) -> Outcome:
     return Outcome(text, None if math.isnan(e.low) else e.value >= EFFECT and e.low > 0)
 
 
-def interim(outcome: Outcome, seeds: Mapping[str, int], planned: int) -> Outcome:
+def interim(outcome: Outcome, seeds: Mapping[str, int], planned: Mapping[str, int]) -> Outcome:
     """No verdict before every seed is done: looking at each as it comes would find something sooner or later."""
-    if outcome.met is None or min(seeds.values()) >= planned:
+    if outcome.met is None or seeds == planned:
         return outcome
     return Outcome(f"{outcome.text} ({'met' if outcome.met else 'missed'} so far; seeds are missing)")
 
@@ -260,6 +260,7 @@ def section(
         "walk": at_least(results, number, names, "meta", "walk"),
     }
     seeds = {name: len({r.task.seed for r in results if r.task.setting == name}) for name in names}
+    wanted = {name: len({task.seed for task in planned if task.setting == name}) for name in names}
     counted = ", ".join(f"{n} of `{name}`" for name, n in seeds.items())
     parts = [
         f"Seeds of which every arm is done, and which alone are reported: {counted}.",
@@ -278,5 +279,5 @@ def section(
     parts.append("What φ did (z is its drift in SDs of noise, + towards a larger magnitude):")
     parts += [phi_table(results, settings), cost_table(results, names), power_table(results, names, number)]
     pages = {plan.figure: figure(results, names, "probe", sizes, main)}
-    outcomes = {name: interim(known[name], seeds, len(plan.record)) for name in plan.expected}
+    outcomes = {name: interim(known[name], seeds, wanted) for name in plan.expected}
     return Section(outcomes, "\n\n".join([*parts, plan.notes.strip()]), pages)

@@ -52,6 +52,7 @@ class Situation:
         label: ``"superclass"`` (five) or ``"rate"`` (below 60, above 80 a minute).
         start: operation -> magnitude, in units of its typical one.
         factors: of the static arms, times the start; 1 is the start itself.
+        seeds: how many of the plan's seeds, the first ones.
     """
 
     pretrain: dict[str, list[float]] = field(default_factory=dict)
@@ -59,6 +60,7 @@ class Situation:
     label: str = "superclass"
     start: dict[str, float] = field(default_factory=dict)
     factors: list[float] = field(default_factory=lambda: [0.3, 1.0, 3.0])
+    seeds: int = 10
 
 
 @dataclass
@@ -108,10 +110,12 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
     """Seed by seed, so that a run that is stopped leaves whole comparisons."""
     common = asdict(settings)
     del common["situations"], common["trials"], common["spread"]
-    for seed in seeds:
+    for place, seed in enumerate(seeds):
         for name, situation in settings.situations.items():
+            if place >= situation.seeds:
+                continue
             described = asdict(situation)
-            del described["factors"]
+            del described["factors"], described["seeds"]
             inputs = common | {"situation": described}
             yield Task("no pre-training", name, seed, inputs)
             yield Task("random encoder", name, seed, inputs)
@@ -124,7 +128,7 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
                 ("retrained", "retrained"),
                 ("replayed", "replayed"),
                 ("paper", "meta (paper)"),
-                ("walk", "walk"),
+                ("random_walk", "walk"),
             ):
                 yield Task(arm, name, seed, inputs | {"learn": learn})
             for trial in range(1, settings.trials + 1):

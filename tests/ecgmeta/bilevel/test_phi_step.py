@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -39,6 +39,16 @@ class Split(Quadratic):
 
     def finetune_loss(self, theta: Tree, psi: Tree, batch: Any) -> Tensor:
         return batch[1] * super().finetune_loss(theta, psi, batch[0])
+
+
+@dataclass
+class Blind(Split):
+    """It does not see every entry of φ."""
+
+    seen: Tensor = field(default_factory=lambda: torch.ones(3, dtype=torch.float64))
+
+    def pretrain_loss(self, theta: Tree, phi: Tree, batch: Any) -> Tensor:
+        return super().pretrain_loss(theta, {**phi, "a": self.seen * phi["a"]}, batch)
 
 
 class Numbered:
@@ -232,6 +242,19 @@ def test_the_random_walk_moves_each_tensor_as_far_in_another_direction() -> None
     assert torch.equal(walk.phi["a"], again.phi["a"])
     for unlike in (real, other):
         assert abs(torch.cosine_similarity(walk.phi["a"], unlike.phi["a"], 0).item()) < 0.99
+
+
+def test_the_random_walk_leaves_alone_what_learning_leaves_alone() -> None:
+    """An entry whose hypergradient is 0 stays; the others take the whole step; where all are 0, none is taken."""
+    for seen in ([1.0, 0.0, 1.0], [0.0, 0.0, 0.0]):
+        problem = Blind.random(0, low=1.0, high=5.0)
+        problem.seen = torch.tensor(seen, dtype=torch.float64)
+        real, walk = start(problem), start(problem)
+        run(problem, real)
+        run(problem, walk, control="random_walk")
+        assert torch.equal(walk.phi["a"] != 0, problem.seen != 0)
+        assert walk.phi["b"] != 0
+        torch.testing.assert_close(walk.phi["a"].norm(), real.phi["a"].norm())
 
 
 def test_the_random_walk_has_no_direction() -> None:
