@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ecgmeta.augment import functional
 from ecgmeta.augment.functional.noise import deviation
-from ecgmeta.augment.functional.operation import at_hand, records_in_cache
+from ecgmeta.augment.functional.operation import at_hand, in_cache, records_in_cache
 from ecgmeta.runtime.errors import InputError
 
 MIXING = ("mixup", "cutmix")
@@ -25,8 +25,6 @@ MIXING = ("mixup", "cutmix")
 
 class Transform(nn.Module):
     """Base of the transforms: identity in ``eval()``, noise from ``generator``.
-
-    A subclass defines ``augment``, or ``augment_into`` where it gains from writing in place.
 
     Args:
         generator: default source of noise; ``forward(x, generator=...)`` overrides it, and torch's own serves
@@ -47,23 +45,20 @@ class Transform(nn.Module):
         functional.check_records(type(self).__name__, x)
         if not self.training:
             return x
-        if not self.alone or not at_hand(x):
-            return self.augment(x, generator or self.generator)
-        # Some records at a time, whose memory stays in the cache from the first transform to the last.
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        for part, place in zip(*(whole.split(records_in_cache(x)) for whole in (x, out)), strict=True):
-            self.augment_into(place, part, generator or self.generator)
-        return out
+        return self.work(x, generator or self.generator)
+
+    def work(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """x, which was checked, augmented in new memory; some records at a time where that helps."""
+        if not self.alone:
+            return self.augment(x, generator)
+        return in_cache(lambda part: self.augment(part, generator), x)
 
     def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """x, which was checked, augmented."""
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        self.augment_into(out, x, generator)
-        return out
+        raise NotImplementedError
 
-    def augment_into(self, out: Tensor, x: Tensor, generator: torch.Generator | None) -> None:
-        """The same, written to ``out``, which may be x."""
-        out.copy_(self.augment(x, generator))
+    def overwrite(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The same of an x that nobody needs any more, in its memory where that helps."""
+        return self.work(x, generator)
 
 
 class ZeroCrop(Transform):
@@ -75,63 +70,71 @@ class ZeroCrop(Transform):
         max_fraction: longest crop, as a fraction of the record.
     """
 
-    alone = True
-
     def __init__(self, max_fraction: float = 0.5, generator: torch.Generator | None = None) -> None:
         super().__init__(generator)
         self.max_fraction = max_fraction
 
-    def augment_into(self, out: Tensor, x: Tensor, generator: torch.Generator | None) -> None:
+    def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        return self.overwrite(x.clone(memory_format=torch.contiguous_format), generator)
+
+    def overwrite(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         batch, leads, n = x.shape
         u = torch.rand(2, batch, leads, 1, generator=generator, device=x.device)
         length = (u[0] * n * self.max_fraction).long()
         start = (u[1] * (n - length + 1)).long()
-        if not at_hand(x):
-            out.copy_(functional.zero_crop(x, length, start))
-            return
-        # Lead by lead is four times as fast: torch does not vectorise what reads a mask.
-        if out is not x:
-            out.copy_(x)
-        leads_of = out.view(torch.uint8).view(batch * leads, -1).numpy()
-        stretches = (x.element_size() * torch.cat([start, start + length], dim=-1)).flatten(0, 1)
-        for lead, (first, last) in zip(leads_of, stretches.tolist(), strict=True):
+        if not at_hand(x) or not x.is_contiguous() or x.dtype == torch.bfloat16:  # unknown to NumPy
+            return functional.zero_crop(x, length, start)
+        # Lead by lead is twice as fast: torch does not vectorise what reads a mask.
+        stretches = torch.cat([start, start + length], dim=-1).view(-1, 2).tolist()
+        for lead, (first, last) in zip(x.view(-1, n).numpy(), stretches, strict=True):
             lead[first:last] = 0
+        return x
 
 
 class WhiteNoise(Transform):
     """White noise of ``U(0, max_fraction)`` times each lead's standard deviation (the paper's static pipeline)."""
 
-    alone = True
-
     def __init__(self, max_fraction: float = 0.1, generator: torch.Generator | None = None) -> None:
         super().__init__(generator)
         self.max_fraction = max_fraction
 
-    def augment_into(self, out: Tensor, x: Tensor, generator: torch.Generator | None) -> None:
+    def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        return self.overwrite(x.clone(memory_format=torch.contiguous_format), generator)
+
+    def overwrite(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         level = self.max_fraction * torch.rand(
             *x.shape[:2], 1, generator=generator, device=x.device, dtype=x.dtype
         )
-        noise, sd = _normal(x, generator)
-        level = level * sd * deviation(x)
-        if out is x:
-            out.addcmul_(level, noise)
-        else:
-            out.copy_(torch.addcmul(x, level, noise))
+        if not at_hand(x):
+            noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            return functional.OPERATIONS["white_noise"].run(x, level, noise=noise)
+        # Some records at a time, and so few steps that they stay in the cache as well.
+        records = records_in_cache(x)
+        spare = torch.empty_like(x[:records], memory_format=torch.contiguous_format)
+        for part, levels in zip(x.split(records), level.split(records), strict=True):
+            noise = spare[: len(part)]
+            levels *= deviation(part, out=noise)
+            levels *= _fill_normal(noise, generator)
+            part.addcmul_(levels, noise)
+        return x
 
 
-def _normal(x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, float]:
-    """Normal noise like x, and its SD.
+def _fill_normal(noise: Tensor, generator: torch.Generator | None) -> float:
+    """Fill ``noise``, in a CPU's memory, with normal noise, whose SD is returned.
 
-    For float32 on a CPU, where drawing it is most of the work of a static pipeline: one of the 65,536 middles of equally likely
-    intervals (SD 0.99998, at most 4.33 either way), of 16 random bits each.
+    In float32, where drawing it is most of the work of a static pipeline: one of the 65,536 middles of equally likely intervals
+    (SD 0.99998, at most 4.33 either way), of 16 random bits each.
     """
-    # Without MKL torch's erfinv goes number by number.
-    if x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkl.is_available():
-        return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype), 1.0
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    noise = words.view(torch.int16)[: x.numel()].float()
-    middles = torch.add(torch.tensor(2.0**-16), noise, alpha=2.0**-15, out=noise)
-    return middles.erfinv_().view(x.shape), math.sqrt(2)
+    if noise.dtype != torch.float32 or not torch.backends.mkl.is_available():  # whose erfinv is vectorised
+        noise.normal_(generator=generator)
+        return 1.0
+    words = torch.empty(-(-noise.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    noise.view(-1).copy_(words.view(torch.int16)[: noise.numel()])
+    torch.add(_HALF_STEP, noise, alpha=2.0**-15, out=noise).erfinv_()
+    return math.sqrt(2)
+
+
+_HALF_STEP = torch.tensor(2.0**-16)
 
 
 class Random(Transform):
@@ -290,17 +293,16 @@ class Compose(Transform):
     def __init__(self, transforms: Iterable[Transform], generator: torch.Generator | None = None) -> None:
         super().__init__(generator)
         self.transforms = nn.ModuleList(transforms)
-        self.alone = all(getattr(transform, "alone", False) for transform in self.transforms)
 
-    def augment_into(self, out: Tensor, x: Tensor, generator: torch.Generator | None) -> None:
+    def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        mine = False  # the memory of x, to write to
         for transform in self.transforms:
             if isinstance(transform, Transform) and transform.training:  # x was checked, once
-                transform.augment_into(out, x, generator or transform.generator)
+                step = transform.overwrite if mine else transform.work
+                x, mine = step(x, generator or transform.generator), True
             else:
-                out.copy_(transform(x, generator=generator))
-            x = out
-        if x is not out:  # no transforms
-            out.copy_(x)
+                x, mine = transform(x, generator=generator), False
+        return x
 
 
 class TwoViews(nn.Module):
