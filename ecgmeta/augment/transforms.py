@@ -31,8 +31,8 @@ class Transform(nn.Module):
             where both are None.
 
     Attributes:
-        alone: whether a record's augmentation has nothing to do with the others of its batch, which are then not all
-            worked on at once.
+        alone: whether ``augment`` may be given some records at a time: a record's augmentation has nothing to do with the
+            others of its batch.
     """
 
     alone = False
@@ -128,13 +128,15 @@ def _fill_normal(noise: Tensor, generator: torch.Generator | None) -> float:
     if noise.dtype != torch.float32 or not torch.backends.mkl.is_available():  # whose erfinv is vectorised
         noise.normal_(generator=generator)
         return 1.0
-    words = torch.empty(-(-noise.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    words = torch.empty(-(-noise.numel() // 4), dtype=torch.int64).random_(
+        -(2**63), None, generator=generator
+    )
     noise.view(-1).copy_(words.view(torch.int16)[: noise.numel()])
     torch.add(_HALF_STEP, noise, alpha=2.0**-15, out=noise).erfinv_()
     return math.sqrt(2)
 
 
-_HALF_STEP = torch.tensor(2.0**-16)
+_HALF_STEP = torch.tensor(2.0**-16, dtype=torch.float32, device="cpu")
 
 
 class Random(Transform):

@@ -75,7 +75,9 @@ class _Sample(torch.autograd.Function):
 def _takes_a_grid(x: Tensor, positions: Tensor) -> bool:
     plain = x.dtype == positions.dtype == torch.float32 and positions.shape[1] == 1 and x.device.type == "cpu"
     # NaN has no place in a grid; and whether there is one cannot be asked while a compiler traces.
-    return plain and not torch.compiler.is_compiling() and concretely(lambda: bool(positions.sum().isfinite()))
+    return (
+        plain and not torch.compiler.is_compiling() and concretely(lambda: bool(positions.sum().isfinite()))
+    )
 
 
 def _interpolate(x: Tensor, positions: Tensor) -> Tensor:
