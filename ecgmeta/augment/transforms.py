@@ -292,7 +292,7 @@ def _span(values: float | Sequence[float]) -> tuple[float, float]:
 class Compose(Transform):
     """Transforms one after another."""
 
-    def __init__(self, transforms: Iterable[Transform], generator: torch.Generator | None = None) -> None:
+    def __init__(self, transforms: Iterable[nn.Module], generator: torch.Generator | None = None) -> None:
         super().__init__(generator)
         self.transforms = nn.ModuleList(transforms)
 
@@ -301,7 +301,8 @@ class Compose(Transform):
         for transform in self.transforms:
             if isinstance(transform, Transform) and transform.training:  # x was checked, once
                 step = transform.overwrite if mine else transform.work
-                x, mine = step(x, generator or transform.generator), True
+                made = step(x, generator or transform.generator)
+                x, mine = made, mine or made is not x
             else:
                 x, mine = transform(x, generator=generator), False
         return x

@@ -161,10 +161,15 @@ class _Same(nn.Module):
         return x
 
 
+class _Nothing(Transform):
+    def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        return x
+
+
 def test_a_step_that_returns_its_input_does_not_make_the_next_write_to_it() -> None:
     x = _x(batch=40)
     before = x.clone()
-    for harmless in (_Same(), ZeroCrop().eval()):
+    for harmless in (_Same(), _Nothing(), ZeroCrop().eval()):
         for step in (ZeroCrop(), WhiteNoise()):
             out = Compose([harmless, step])(x, generator=_generator())
             assert torch.equal(x, before)
