@@ -259,7 +259,7 @@ def test_the_graph_of_the_part_is_let_go_before_the_mixed_product() -> None:
     saved: list[weakref.ref[Saved]] = []
 
     def pack(value: Tensor) -> Saved:
-        kept = Saved(value)
+        kept = Saved(value.detach())  # one that held its own graph would never go
         saved.append(weakref.ref(kept))
         return kept
 
