@@ -253,14 +253,14 @@ def _cosines(setting: Setting) -> dict[str, float]:
     cosines = {}
     rows = [(f"φ step, K = 1, J = {terms}", terms, 1.0) for terms in TERMS]
     rows.append((f"φ step, K = 1, J = 1, Hu on {PART:g} of the graphs", 1, PART))
+    exact = {terms: double.textbook(terms) for terms in TERMS}
     for name, terms, curvature in rows:
         found = hypergradient(
             single.problem, state.theta, state.phi, state.psi, pretrain_batch=batches.pretrain(0),
             train_batches=[batches.train(0, 0)], val_batch=batches.validation(0, 0), finetune=Unroll(1, Adam(LR)),
             inverse=Neumann(terms, LR) if terms else Identity(LR), curvature=curvature,
         )  # fmt: skip
-        exact = double.textbook(terms)
-        cosines[name] = cosine({n: v.double() for n, v in found.phi.items()}, exact)
+        cosines[name] = cosine({n: v.double() for n, v in found.phi.items()}, exact[terms])
     return cosines
 
 
