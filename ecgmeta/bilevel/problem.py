@@ -72,6 +72,9 @@ class CurvatureProblem(Protocol):
     A Hessian that only shapes a direction needs fewer examples than the gradient does (Byrd et al., 2011; Martens, 2010), and
     an unbiased one keeps the expectation of a Neumann term (Ghadimi & Wang, 2018). Only for losses that are means over
     examples, or nearly so: a part has its own batch statistics, and a contrastive loss has other negatives in it.
+
+    Measure before use. A small part's curvature is noisier and larger: on the planted problem of protein graphs, ``Hu`` on 8
+    graphs of 32 took the hypergradient further from that of many graphs than leaving the Neumann term out.
     """
 
     def curvature_batch(self, batch: Any, share: float) -> Any:

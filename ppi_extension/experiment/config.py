@@ -125,7 +125,7 @@ class Meta:
     step_size: float = 1.0  # α; with "identity" only φ's own optimiser sees it
     damping: float = 0.0
     curvature: float = (
-        1.0  # share of the pre-training batch on which Hu is taken; 0.25 costs a quarter of it, and blurs it
+        1.0  # share of the graphs that Hu is taken on; below 1 it costs less, but see `CurvatureProblem`
     )
     optimizer: str = "adam"  # or "sgd"
     lr: float = 0.1  # of z. The paper takes 1 with an eps that is larger than the gradients
