@@ -124,6 +124,9 @@ class Meta:
     terms: int = 1
     step_size: float = 1.0  # α; with "identity" only φ's own optimiser sees it
     damping: float = 0.0
+    curvature: float = (
+        1.0  # share of the graphs that Hu is taken on; below 1 it costs less, but see `CurvatureProblem`
+    )
     optimizer: str = "adam"  # or "sgd"
     lr: float = 0.1  # of z. The paper takes 1 with an eps that is larger than the gradients
     eps: float = 1e-8  # Adam's, against gradients of norm 1 (see scaling)
@@ -221,6 +224,7 @@ _POSITIVE = (
     *(
         "meta.share",
         "meta.until",
+        "meta.curvature",
         "pretrain.plain_factor",
         "meta.period",
         "meta.penalty",
@@ -266,8 +270,12 @@ def check(config: Experiment) -> None:
         ("data.finetune_share", data.finetune_share),
         ("meta.share", meta.share),
         ("meta.until", meta.until),
+        ("meta.curvature", meta.curvature),
     ):
         need(value <= 1, key, value, "at most 1")
+    smallest = min(config.pretrain.batch_size, meta.hyper_batch_size or config.pretrain.batch_size)
+    least = f"at least 1/{smallest}: a share of the smallest batch that is a graph"
+    need(meta.curvature * smallest >= 1, "meta.curvature", meta.curvature, least)
     ascending = sorted(set(lengths)) == lengths and lengths[-1:] == [1.0] and lengths[0] > 0
     need(ascending, "pretrain.lengths", lengths, "ascending shares above 0, the last one 1.0")
     need(config.pretrain.batch_size > 1, "pretrain.batch_size", config.pretrain.batch_size, "at least 2")

@@ -128,6 +128,7 @@ class Training:
             control="random_walk" if self.arm == "random_walk" else "none",
             seed=self.run.seed,
             products=DoubleBackward,  # of Hu alone: Mᵀu is the problem's own
+            curvature=meta.curvature,
             on_failure="skip",  # the engine reports; what is done about it is the guard's
         )
 
