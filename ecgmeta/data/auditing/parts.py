@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ecgmeta.data.auditing.findings import Finding
 from ecgmeta.data.dataset import ECGDataset
-from ecgmeta.data.load import RecordSource
+from ecgmeta.data.load import RecordSource, folders
 from ecgmeta.data.records import Record, read_header
 from ecgmeta.runtime.errors import InputError
 
@@ -98,12 +98,10 @@ def below(root: Path, kind: str, fs: float | None) -> list[Part]:
 def _special(root: Path) -> dict[Path, str]:
     """Folders with a source of their own, none inside another."""
     found: dict[Path, str] = {}
-    for folder, inside, names in os.walk(root):
-        inside.sort()
-        for mark, kind in MARKS.items():
-            if mark in names:
-                found[Path(folder)] = kind
-                inside.clear()
+    for name, names in folders(root):
+        folder, kinds = Path(name), [kind for mark, kind in MARKS.items() if mark in names]
+        if kinds and not any(above in found for above in folder.parents):
+            found[folder] = kinds[-1]
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from data_helpers import sound_ecg, write_record, write_tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ecgmeta.data import PTBXL, WFDBFolder
+from ecgmeta.data import PTBXL, WFDBFolder, audit
 from ecgmeta.data.labels import LUDB_DIAGNOSES, parse_scp_codes
 from ecgmeta.data.sources.ludb import LUDBSource
 from ecgmeta.data.sources.ptbxl import PTBXLSource
@@ -156,6 +157,25 @@ def test_loops_pipes_and_links_to_nowhere_in_a_tree(tmp_path: Path) -> None:
         ]
     with pytest.raises(InputError, match="header"):
         WFDBFolder(root)
+
+
+def test_a_folder_of_links_to_the_databases_is_read(tmp_path: Path) -> None:
+    """Large databases live elsewhere; what two links lead to is read once, under the first name."""
+    for name in "ab":
+        write_tree(tmp_path / "elsewhere" / name, 2)
+    root = tmp_path / "root"
+    root.mkdir()
+    for link, name in (("one", "a"), ("two", "b"), ("three", "a")):
+        (root / link).symlink_to(tmp_path / "elsewhere" / name)
+    data = WFDBFolder(root)
+    expected = [f"{link}/part/R{n}" for link in ("one", "two") for n in range(2)]
+    assert data.meta["path"].tolist() == expected
+    assert audit(root, rhythm=0).summary["read"] == 4
+    one_name: Any = "II"
+    with pytest.raises(InputError, match=r"leads: found 'II', expected a list of names"):
+        WFDBFolder(root, leads=one_name)
+    with pytest.raises(InputError, match="folder: found a file, expected the root"):
+        WFDBFolder(root / "one/part/R0.hea")
 
 
 def test_a_linked_folder_counts_for_the_cache(tmp_path: Path) -> None:
