@@ -94,6 +94,11 @@ CHECKS: dict[str, Check] = {
         "The same signal under two names",
         "Keep one, or merge their patients: duplicates.group_duplicates.",
     ),
+    "stored_gain": Check(
+        "warning",
+        "Wrong gains in headers, not used here",
+        "Read it by its own source: any other reader takes these gains.",
+    ),
     "label_split": Check(
         "warning",
         "Labels that one side of the official split lacks",

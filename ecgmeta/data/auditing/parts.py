@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ecgmeta.data.auditing.findings import Finding
 from ecgmeta.data.dataset import ECGDataset
 from ecgmeta.data.load import RecordSource, folders
-from ecgmeta.data.records import Record, read_header
+from ecgmeta.data.records import Record, read_header, read_record
 from ecgmeta.runtime.errors import InputError
 
 KINDS = ("auto", "wfdb", "ptbxl", "ludb", "code15")
@@ -36,6 +36,7 @@ class Part:
         label_names: their names.
         findings: what was wrong before any recording was read.
         version: True for a second version of another part's recordings: labels and folds are counted there.
+        by_header: the same as `read`, by a source that knows better than its headers: as any other reader takes it.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Part:
     label_names: tuple[str, ...] = ()
     findings: list[Finding] = field(default_factory=list)
     version: bool = False
+    by_header: Callable[[int], Record] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -112,7 +114,9 @@ def _sources(root: Path, folder: Path, kind: str, fs: float | None) -> list[Part
 
     where = "" if folder == root else f"{folder.relative_to(root)}/"
     if kind == "ludb":
-        return [_of_source(LUDBSource(folder), f"{where}LUDB", where, ())]
+        part = _of_source(LUDBSource(folder), f"{where}LUDB", where, ())
+        part.by_header = lambda row: read_record(folder / str(part.index["path"].iloc[row]))
+        return [part]
     if kind == "code15":
         return [_of_source(CODE15Source(folder), f"{where}CODE-15%", where, ())]
     rates = [fs] if fs is not None else [rate for rate in (100, 500) if (folder / f"records{rate}").is_dir()]

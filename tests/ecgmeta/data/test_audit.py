@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from data_helpers import sound_ecg, write_record, write_tree
+from scipy.signal import resample_poly
 
 from ecgmeta.data import LUDB, ArrayDataset, SyntheticCohort, audit
 from ecgmeta.data.auditing.audit import Audit, signal_notes
 from ecgmeta.data.auditing.findings import Finding
+from ecgmeta.data.records import read_record
 from ecgmeta.runtime.errors import InputError
 
 
@@ -53,10 +55,27 @@ def test_duplicates_within_the_challenge_and_none_for_s0001(challenge: Audit) ->
     assert pairs(challenge, "duplicate") == {frozenset({"E07509", "E07510"})}
 
 
+def test_s0001_under_another_name_rate_gain_and_lead_order(real_data: Path, tmp_path: Path) -> None:
+    """No real file repeats S0001 (see `test_data_duplicates`), so this one is made."""
+    path = real_data / "cinc2021/ptbxl/S0001"
+    for kind in (".hea", ".mat"):
+        shutil.copyfile(path.with_suffix(kind), tmp_path / f"S0001{kind}")
+    record = read_record(path)
+    slower = resample_poly(record.signal[::-1], 1, 2, axis=1)
+    digital = np.rint(500 * slower).astype(np.int16)
+    write_record(tmp_path / "other/JS1", digital, fs=500, leads=record.leads[::-1], gain="500/mV")
+    write_record(tmp_path / "other/JS2", sound_ecg(), fs=500)
+    assert pairs(audit(tmp_path, rhythm=0), "duplicate") == {frozenset({"S0001", "JS1"})}
+
+
 def test_ludb_by_its_own_source_is_sound_and_by_its_headers_is_not(real_data: Path) -> None:
     own = audit(real_data / "ludb", rhythm=0)
     assert own.ok
-    assert set(checks(own, "warning")) <= {"clipped", "amplitude", "electrodes"}
+    assert set(checks(own, "warning")) <= {"clipped", "amplitude", "electrodes", "stored_gain"}
+    said = next(f.text for f in own.findings if f.check == "stored_gain")
+    assert said.startswith(
+        "LUDB: 200 of 200 recordings, such as data/133: the limb leads miss their identities"
+    )
     plain = audit(real_data / "ludb", kind="wfdb", rhythm=0)
     assert not plain.ok
     assert checks(plain, "error") == {"gain": 200}
