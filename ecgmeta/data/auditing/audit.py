@@ -152,9 +152,10 @@ def signal_notes(data: ECGDataset, most: int = 1000) -> list[str]:
     """
     part = of_dataset(data)
     rows = rhythms.sample(len(part), most)
-    found = [
-        f for row in rows for f in inspect_record(part.read(int(row)), str(part.index["name"].iloc[row]))
-    ]
+    names, found = part.index["name"].astype(str).tolist(), []
+    for row in rows.tolist():
+        record = part.read(row)
+        found += inspect(record.signal, record.fs, record.leads, names[row], electrodes=False)
     out = []
     for check, group in by_check(f for f in found if f.severity == "error").items():
         first = group[0]
@@ -281,7 +282,8 @@ def _by_header(part: Part, row: int, name: str) -> list[Finding]:
         record = part.by_header(row)
     except InputError as error:
         return [of_error(error, name)]
-    return [found for found in inspect_record(record, name) if found.check in ("gain", "units")]
+    found = inspect(record.signal, record.fs, record.leads, name, electrodes=False)
+    return [finding for finding in found if finding.check in ("gain", "units")]
 
 
 def _reader(parts: Sequence[Part]) -> Callable[[str], Record]:

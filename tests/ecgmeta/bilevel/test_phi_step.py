@@ -234,6 +234,7 @@ def test_the_random_walk_moves_each_tensor_as_far_in_another_direction() -> None
         assert abs(torch.cosine_similarity(walk.phi["a"], unlike.phi["a"], 0).item()) < 0.99
 
 
+@pytest.mark.slow
 def test_the_random_walk_has_no_direction() -> None:
     steps = []
     state = start(make())
@@ -411,6 +412,7 @@ def test_a_run_with_everything_on_resumes_to_the_same_numbers(control: str) -> N
     assert {"cosine_previous", "snr", "z_max", "displacement", "scaled_norm"} <= last.diagnostics.keys()
 
 
+@pytest.mark.slow
 def test_a_phi_that_learns_is_said_to_drift() -> None:
     # A slow φ on a noisy problem: the hypergradient keeps its sign under its noise.
     class Loud(Numbered):

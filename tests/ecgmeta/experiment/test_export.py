@@ -116,6 +116,7 @@ class Crooked(Encoder):
         return x + (0.001 if x.shape[0] == 1 else 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("needs_onnx")
 def test_a_graph_that_answers_otherwise_is_not_written(tmp_path: Path) -> None:
     file, records = tmp_path / "encoder.onnx", {"random": torch.zeros(2, 12, 50)}
