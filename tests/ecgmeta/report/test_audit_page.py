@@ -39,8 +39,12 @@ def spoiled() -> Audit:
     return audit(stored, rhythm=5)
 
 
-def test_the_page_shows_the_findings_and_draws_the_worst(spoiled: Audit) -> None:
-    html = render_audit(spoiled)
+@pytest.fixture(scope="module")
+def html(spoiled: Audit) -> str:
+    return render_audit(spoiled)
+
+
+def test_the_page_shows_the_findings_and_draws_the_worst(html: str) -> None:
     page = Page(html)
     assert [a["id"] for a in page.all("section")] == ["findings", "pictures", "recordings", "labels"]
     for title in (
@@ -63,8 +67,7 @@ def test_the_page_shows_the_findings_and_draws_the_worst(spoiled: Audit) -> None
     assert any(a["alt"].startswith("Heart rate") for a in page.all("img"))
 
 
-def test_nothing_is_fetched_or_executed(spoiled: Audit) -> None:
-    html = render_audit(spoiled)
+def test_nothing_is_fetched_or_executed(html: str) -> None:
     page = Page(html)
     assert not page.all("script")
     assert not page.all("link")
@@ -73,8 +76,8 @@ def test_nothing_is_fetched_or_executed(spoiled: Audit) -> None:
     assert "default-src 'none'" in html
 
 
-def test_the_same_audit_gives_the_same_page(spoiled: Audit) -> None:
-    assert render_audit(spoiled) == render_audit(spoiled)
+def test_the_same_audit_gives_the_same_page(spoiled: Audit, html: str) -> None:
+    assert render_audit(spoiled) == html
 
 
 def test_an_audit_from_json_has_no_pictures_and_says_so(spoiled: Audit) -> None:

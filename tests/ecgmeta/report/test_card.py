@@ -66,6 +66,11 @@ def stretched(hearts: SyntheticCohort) -> Card:
     return make_card(Stub(slower), hearts, before=Stub(slower, 0.5), records=10)
 
 
+@pytest.fixture(scope="module")
+def html(stretched: Card) -> str:
+    return render_card(stretched)
+
+
 def rows(card: Card) -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in summary(card)}
 
@@ -149,8 +154,7 @@ def test_a_padded_end_is_not_measured(hearts: SyntheticCohort) -> None:
     assert all(case.signals.shape == (2, 12, 700) for case in card.cases)
 
 
-def test_the_page_shows_what_was_learned_before_and_after(stretched: Card) -> None:
-    html = render_card(stretched)
+def test_the_page_shows_what_was_learned_before_and_after(html: str) -> None:
     page = Page(html)
     assert [section["id"] for section in page.all("section")] == [
         "learned",
@@ -170,8 +174,7 @@ def test_the_page_shows_what_was_learned_before_and_after(stretched: Card) -> No
     assert all("25 mm/s, 10 mm/mV" in image["alt"] for image in drawn)
 
 
-def test_the_page_stands_alone(stretched: Card) -> None:
-    html = render_card(stretched)
+def test_the_page_stands_alone(html: str) -> None:
     page = Page(html)
     assert not page.all("script")
     assert not page.all("link")
