@@ -144,6 +144,7 @@ class ECGDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         Raises:
             InputError: no lead, a lead named twice, one that is neither there nor can be derived.
         """
+        names = lead_tuple(names, "leads")
         spelling = {lead.casefold(): lead for lead in self.leads}
         chosen = tuple(spelling.get(canonical(name).casefold(), canonical(name)) for name in names)
         if not chosen or len(set(chosen)) != len(chosen):

@@ -260,7 +260,16 @@ class Loader:
         """The index of the source, with a line said while it is made."""
         if self.progress:
             self.progress(0, 0, f"indexing {self.source.name}")
-        return self.source.index(self.fail(skipped)).reset_index(drop=True)
+        return read_index(self.source, self.fail(skipped))
+
+
+def read_index(source: RecordSource, fail: Fail) -> pd.DataFrame:
+    """The index of a source, with every record once: a second row of the same path goes to ``fail(error)``."""
+    index = source.index(fail)
+    again = index["path"].duplicated()
+    for path in index["path"][again]:
+        fail(InputError(source.root / str(path), "rows", "a second row for it", "one row a record"))
+    return index[~again].reset_index(drop=True)
 
 
 class Reading:

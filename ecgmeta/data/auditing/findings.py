@@ -40,6 +40,9 @@ CHECKS: dict[str, Check] = {
         "Labels or ages that cannot be read",
         "Correct the table named here; no dataset loads with it.",
     ),
+    "row_twice": Check(
+        "error", "A record stands twice in the table", "Keep one row: it would be learned, or scored, twice."
+    ),
     "lead_names": Check(
         "error", "A lead name stands twice", "Name the leads in the header: a choice would be a guess."
     ),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ecgmeta.data.auditing.findings import Finding
 from ecgmeta.data.dataset import ECGDataset
-from ecgmeta.data.load import RecordSource, folders
+from ecgmeta.data.load import RecordSource, folders, read_index
 from ecgmeta.data.records import Record, read_header, read_record
 from ecgmeta.runtime.errors import InputError
 
@@ -148,7 +148,7 @@ def _of_source(
         if not path.startswith(tuple(apart)):
             findings.append(of_error(error, _named(error, source.root, where)))
 
-    index = source.index(fail).reset_index(drop=True)
+    index = read_index(source, fail)
     if apart:
         index = index[~index["path"].str.startswith(tuple(apart))].reset_index(drop=True)
     index["name"] = where + index["path"].astype(str)
@@ -169,6 +169,8 @@ def of_error(error: InputError, name: str) -> Finding:
     check = "unreadable"
     if error.field == "size":
         check = "truncated"
+    elif error.field == "rows" and not str(error.where).endswith(".csv"):
+        check = "row_twice"
     elif error.field.startswith("checksum"):
         check = "checksum"
     elif error.field.startswith("units"):

@@ -131,6 +131,28 @@ def test_a_number_that_is_none_is_named_with_its_row(real_data: Path, tmp_path: 
             PTBXL(root)
 
 
+def test_a_record_that_stands_twice_in_a_table_is_read_once_or_refused(
+    real_data: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "p"
+    shutil.copytree(real_data / "ptbxl_fixture", root, copy_function=shutil.copyfile)
+    table = pd.read_csv(root / "ptbxl_database.csv")
+    pd.concat([table, table.iloc[[2]]]).to_csv(root / "ptbxl_database.csv", index=False)
+    with pytest.raises(
+        InputError, match="00003_lr: rows: found a second row for it, expected one row a record"
+    ):
+        PTBXL(root)
+    for cache in (None, tmp_path / "cache"):
+        data = PTBXL(root, on_error="skip", cache=cache)
+        assert data.meta["ecg_id"].tolist() == list(range(1, 11))
+        assert len(data.skipped) == 1
+    found = [f for f in audit(root, fs=100, rhythm=0).findings if f.severity == "error"]
+    assert [(f.check, f.records) for f in found] == [("row_twice", ("records100/00000/00003_lr",))]
+    assert len(PTBXL(real_data / "ptbxl_fixture", folds=3)) == len(
+        PTBXL(real_data / "ptbxl_fixture", folds=[3])
+    )
+
+
 def test_two_diagnosis_lines_that_differ_are_refused(tmp_path: Path) -> None:
     write_record(tmp_path / "A", sound_ecg(), comments=("Age: 50", "Dx: 426783006", "Dx: 426783006"))
     assert WFDBFolder(tmp_path).labels.sum() == 1
