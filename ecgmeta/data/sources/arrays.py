@@ -59,7 +59,7 @@ class ArrayDataset(ECGDataset):
     def __init__(
         self,
         signals: NDArray[np.floating] | str | Path,
-        labels: NDArray[Any] | pd.DataFrame | Sequence[str] | str | Path | None = None,
+        labels: NDArray[Any] | pd.DataFrame | pd.Series[Any] | Sequence[str] | str | Path | None = None,
         *,
         fs: float,
         leads: Sequence[str] | None = None,

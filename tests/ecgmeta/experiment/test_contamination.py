@@ -75,6 +75,7 @@ def test_a_run_records_what_it_saw(finished: Path) -> None:
     assert "LOST.hea: signal file: found LOST.dat, which does not exist" in skipped
 
 
+@pytest.mark.slow
 def test_its_own_test_set_is_clean(copy: Path) -> None:
     assert call("finetune", copy, "labels=10") == 0
     assert call("evaluate", copy) == 0

@@ -44,8 +44,9 @@ def needs_onnx() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [*(pytest.param(n, marks=pytest.mark.slow) for n in ("vit", "xresnet1d50")), "brought_along:Small"],
+    ["vit", "xresnet1d50", "brought_along:Small"],
 )
+@pytest.mark.slow
 def test_each_kind_of_encoder_learns_with_its_augmenter(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

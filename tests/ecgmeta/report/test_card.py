@@ -108,6 +108,7 @@ def test_a_stretch_of_a_tenth_is_measured_and_flagged(stretched: Card) -> None:
     assert beware
 
 
+@pytest.mark.slow
 def test_doubled_amplitude_moves_st_alone(hearts: SyntheticCohort) -> None:
     card = make_card(Stub(lambda x: 2 * x), hearts, records=6)
     found = rows(card)
@@ -117,6 +118,7 @@ def test_doubled_amplitude_moves_st_alone(hearts: SyntheticCohort) -> None:
     np.testing.assert_allclose([case.shift["st_V2"] for case in card.cases], originals, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_sample_is_even_and_the_same_seed_gives_the_same_card(hearts: SyntheticCohort) -> None:
     warp = LearnedWarp(12, 1.0, 100.0, lead_names=STANDARD_LEADS)
     first, again, other = (make_card(warp, hearts, records=4, seed=seed) for seed in (3, 3, 4))
