@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ecgmeta.data.auditing.findings import Finding
 from ecgmeta.data.dataset import ECGDataset
-from ecgmeta.data.load import RecordSource, folders, read_index
+from ecgmeta.data.load import RecordSource, folders
 from ecgmeta.data.records import Record, read_header, read_record
 from ecgmeta.runtime.errors import InputError
 
@@ -90,6 +90,8 @@ def below(root: Path, kind: str, fs: float | None) -> list[Part]:
     parts = [part for folder, of in special.items() for part in _sources(root, folder, of, fs)]
     if kind == "wfdb" or (kind == "auto" and root not in special):
         parts += _wfdb(root, [folder for folder in special if folder != root])
+    for part in parts:
+        part.findings += [] if part.version else _twice(part)
     if not any(len(part) or part.findings for part in parts):
         raise InputError(
             root, "recordings", "none", f"recordings of {'a known kind' if kind == 'auto' else kind}"
@@ -148,7 +150,7 @@ def _of_source(
         if not path.startswith(tuple(apart)):
             findings.append(of_error(error, _named(error, source.root, where)))
 
-    index = read_index(source, fail)
+    index = source.index(fail).reset_index(drop=True)
     if apart:
         index = index[~index["path"].str.startswith(tuple(apart))].reset_index(drop=True)
     index["name"] = where + index["path"].astype(str)
@@ -169,8 +171,6 @@ def of_error(error: InputError, name: str) -> Finding:
     check = "unreadable"
     if error.field == "size":
         check = "truncated"
-    elif error.field == "rows" and not str(error.where).endswith(".csv"):
-        check = "row_twice"
     elif error.field.startswith("checksum"):
         check = "checksum"
     elif error.field.startswith("units"):
@@ -178,6 +178,12 @@ def of_error(error: InputError, name: str) -> Finding:
     elif error.field in ("scp_codes", "age") or str(error.where).partition(",")[0].endswith(".csv"):
         check = "labels"
     return Finding(check, (name,), f"{error.field}: found {error.found}, expected {error.expected}")
+
+
+def _twice(part: Part) -> list[Finding]:
+    """Second rows of one record: no duplicate signals, for which versions of a recording are not looked at."""
+    again = pd.DataFrame({"name": part.index["name"], "same": part.same}).duplicated()
+    return [Finding("row_twice", (str(name),), "a second row for it") for name in part.index["name"][again]]
 
 
 def _named(error: InputError, root: Path, where: str) -> str:
