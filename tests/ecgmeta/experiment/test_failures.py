@@ -166,6 +166,7 @@ def _moved(folder: Path) -> set[str]:
     return {name for (name, old), new in pairs if not old.equal(new)}
 
 
+@pytest.mark.slow
 def test_a_growing_series_stops_the_run_or_is_skipped_by_the_same_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
