@@ -73,8 +73,8 @@ class CurvatureProblem(Protocol):
     an unbiased one keeps the expectation of a Neumann term (Ghadimi & Wang, 2018). Only for losses that are means over
     examples, or nearly so: a part has its own batch statistics, and a contrastive loss has other negatives in it.
 
-    Measure before use: a small part's curvature is noisier and larger. On the planted problem of protein graphs (one seed), ``Hu``
-    on 8 graphs of 32 took the hypergradient further from that of many graphs than leaving the Neumann term out.
+    Measure before use: a small part's curvature is noisier and larger. On the planted problem of protein graphs (one seed),
+    ``Hu`` on 8 graphs of 32 took the hypergradient further from that of many graphs than leaving the Neumann term out.
     """
 
     def curvature_batch(self, batch: Any, share: float) -> Any:

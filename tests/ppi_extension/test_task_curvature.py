@@ -24,8 +24,8 @@ TASKS, FINETUNE, GRAPHS = 7, 3, 4
 def make(norm: Any = "none", dropout: float = 0.0) -> TaskProblem:
     torch.manual_seed(0)
     encoder = EgoGNN(width=5, layers=2, norm=norm, dropout=dropout).double()
-    heads = [TaskHead(10, tasks).double() for tasks in (TASKS, FINETUNE)]
-    problem = TaskProblem(encoder, *heads, TaskWeights(TASKS).double())
+    pretrain, finetune = (TaskHead(10, tasks).double() for tasks in (TASKS, FINETUNE))
+    problem = TaskProblem(encoder, pretrain, finetune, TaskWeights(TASKS).double())
     with torch.no_grad():
         problem.phi["task_weights.z"].copy_(torch.linspace(-1, 1, TASKS))
     return problem

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ class Rows:
     open: bool = False
 
     @classmethod
-    def random(cls, seed: int = 0) -> Rows:
+    def random(cls, seed: int = 0) -> Self:
         generator = torch.Generator().manual_seed(seed)
         X = torch.randn(3 * ROWS, WIDTH, generator=generator, dtype=torch.float64)
         return cls(X, torch.randn(3 * ROWS, generator=generator, dtype=torch.float64))
