@@ -18,10 +18,11 @@ __all__ = ["Plan", "report", "run", "tasks"]
 @dataclass
 class Build(ppi_real.Build):
     """Attributes:
-    distractors: for each pre-training function.
+    distractors, distractor_channels: for each pre-training function; kinds of evidence that they ask for.
     """
 
     distractors: int = 0
+    distractor_channels: int = 3
 
 
 @dataclass

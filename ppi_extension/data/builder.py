@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,14 @@ from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.processes import MOST_PIECES, processors, share
 from ecgmeta.runtime.progress import Report
 from ecgmeta.runtime.seeds import numpy_generator
-from ppi_extension.data.distractors import DISTRACTOR, FUNCTION, distractor_terms, distractors
+from ppi_extension.data.distractors import (
+    DISTRACTOR,
+    FUNCTION,
+    distractor_terms,
+    distractors,
+    positions,
+    with_evidence,
+)
 from ppi_extension.data.ego import Egos, EgoSampler, largest
 from ppi_extension.data.species import UNLABELLED, SourceData, SpeciesGraph
 from ppi_extension.data.terms import leaking
@@ -38,6 +45,7 @@ class BuildSettings:
         min_positives, min_negatives: examples that a term needs to be chosen; lists that are given are taken as they are.
         limit: most ego graphs of one graph, drawn among its labelled genes; None: all of them.
         distractors: a control: so many more pre-training tasks for each, which are known to be of no use (`distractors`).
+        distractor_channels: kinds of evidence that are planted for them, beside those of the source.
     """
 
     depth: int = 2
@@ -50,6 +58,7 @@ class BuildSettings:
     min_negatives: int = 10
     limit: int | None = None
     distractors: int = 0
+    distractor_channels: int = 3
 
     def __post_init__(self) -> None:
         if not 0 <= self.finetune_fraction < 1:
@@ -58,6 +67,8 @@ class BuildSettings:
             raise InputError("build", "limit", self.limit, "at least 1, or none")
         if self.distractors < 0:
             raise InputError("build", "distractors", self.distractors, "0 or more for each task")
+        if self.distractor_channels < 1:
+            raise InputError("build", "distractor_channels", self.distractor_channels, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,9 @@ def build(
     tasks = choose_tasks(data, settings)
     pretrain = tasks.pretrain + distractor_terms(tasks.pretrain, settings.distractors)
     tables = {graph.name: _table(data, graph, tasks, settings) for graph in data.graphs}
+    if settings.distractors:
+        shown = [with_evidence(graph, *_hidden(graph, settings)) for graph in data.graphs]
+        data = replace(data, graphs=shown)
     blocks = [block for graph in data.graphs for block in _blocks(graph, tables[graph.name], settings)]
     if not blocks:
         raise InputError(folder, "genes", "none with a label", "genes that graphs and labels both have")
@@ -132,8 +146,14 @@ def _table(data: SourceData, graph: SpeciesGraph, tasks: Tasks, settings: BuildS
     if not settings.distractors:
         return labels
     functions, finetune = np.split(labels, [len(tasks.pretrain)], axis=1)
-    planted = distractors(graph, functions, tasks.pretrain, settings.distractors, settings.seed)
+    where, seed = _hidden(graph, settings)
+    planted = distractors(where, functions, tasks.pretrain, settings.distractors, seed)
     return np.concatenate([functions, planted, finetune], axis=1)
+
+
+def _hidden(graph: SpeciesGraph, settings: BuildSettings) -> tuple[NDArray[np.float64], int]:
+    """What distractors ask for in a graph, and the seed of all that is drawn for them."""
+    return positions(graph, settings.distractor_channels, settings.seed), settings.seed
 
 
 def choose_tasks(data: SourceData, settings: BuildSettings) -> Tasks:
