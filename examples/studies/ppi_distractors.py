@@ -6,13 +6,16 @@ known to be of no use (`ppi_extension.data.distractors`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from examples.studies import ppi_real, study
-from examples.studies.ppi_real import run, tasks
+from examples.studies.ppi_real import run
+from examples.studies.study import Task
 
 __all__ = ["Plan", "report", "run", "tasks"]
+
+WITHOUT_PHI = ("none", "supervised", "random_weights", "ceiling", "oracle")
 
 
 @dataclass
@@ -27,12 +30,27 @@ class Build(ppi_real.Build):
 
 @dataclass
 class Settings(ppi_real.Settings):
+    """Attributes:
+    phi: keys that differ from the config, too, in arms that read fine-tuning labels while they pre-train, and in those that
+        take the weights which `meta` has learned. The others do not depend on them.
+    """
+
+    phi: list[str] = field(default_factory=list)
     build: Build = field(default_factory=Build)
 
 
 @dataclass
 class Plan(study.Plan):
     settings: Settings = field(default_factory=Settings)
+
+
+def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
+    for task in ppi_real.tasks(settings, seeds):
+        if task.arm in WITHOUT_PHI:
+            yield task
+        else:
+            overrides = [*task.inputs["overrides"], *settings.phi]
+            yield replace(task, inputs={**task.inputs, "overrides": overrides})
 
 
 def report(plan: Plan, results: Sequence[study.Result]) -> study.Section:

@@ -1,10 +1,11 @@
 """Pre-training tasks that are known to be beside the point: planted among the real functions of real graphs, as a control.
 
-Each gene has a hidden position, drawn at random, and an edge shows a planted kind of evidence the more likely the higher its two
-genes stand. So what a network sees of the positions says nothing of what genes do. A distractor imitates one function: the same
-genes are labelled, and as many of them are positive; but they are those that rank highest in a random mix of the positions and
-their products. A network can learn distractors, and a small one that is trained on many of them has little room for what
-functions have in common. What they are is saved with the store (``notes.kinds``), so that learned weights can be judged.
+Each gene has a hidden position, drawn at random, and an edge shows a planted kind of evidence the more likely the
+higher its two genes stand. So what a network sees of the positions says nothing of what genes do. A distractor
+imitates one function: the same genes are labelled, and as many of them are positive; but they are those that rank
+highest in a random mix of the positions and their products. A network can learn distractors, and a small one that
+is trained on many of them has little room for what functions have in common. What they are is saved with the store
+(``notes.kinds``), so that learned weights can be judged.
 """
 
 from __future__ import annotations
