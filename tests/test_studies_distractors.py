@@ -9,7 +9,10 @@ from examples.studies.study import load
 def test_cells_without_phi_do_not_depend_on_its_settings() -> None:
     plan = load("ppi_distractors").plan
     one, other = (
-        {task.name: task.key for task in tasks(Settings(plan.settings.arms, plan.settings.then, phi=phi), [0])}
+        {
+            task.name: task.key
+            for task in tasks(Settings(plan.settings.arms, plan.settings.then, phi=phi), [0])
+        }
         for phi in (["meta.lr=0.1"], ["meta.lr=0.2"])
     )
     assert one.keys() == other.keys()

@@ -91,9 +91,10 @@ def test_distractors_stand_in_the_store_with_their_kinds(tmp_path: Path) -> None
 
 
 def test_bad_numbers_are_refused(tmp_path: Path) -> None:
-    for key in ("distractors", "distractor_channels"):
-        with pytest.raises(InputError, match=key):
-            BuildSettings(**{key: -1})
+    with pytest.raises(InputError, match="distractors"):
+        BuildSettings(distractors=-1)
+    with pytest.raises(InputError, match="distractor_channels"):
+        BuildSettings(distractor_channels=0)
     source = SourceData([random_graph("one")], [Labels(np.array(["g1", "g2"]), TERMS, _labels(2))])
     settings = BuildSettings(distractors=1, finetune_terms=("a",), pretrain_terms=("b",))
     with pytest.raises(InputError, match="channels"):  # 7 and 3 more are too many
