@@ -26,6 +26,7 @@ ARMS = {
     "permuted": "control: meta's learned weights, dealt out to the tasks at random, another initialisation",
     "retrained": "control: meta's learned weights, fixed from the start, another initialisation",
     "ceiling": "control: pre-training on the fine-tuning tasks themselves",
+    "oracle": "control: all weight on the tasks that are known to be useful (planted problems and distractors)",
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "meta": {},
@@ -116,6 +117,7 @@ class Meta:
     penalty: float = 0.3  # of the ridge head
     batch_size: int = 32  # fine-tuning training batch
     validation_size: int = 128  # fine-tuning validation batch: the more, the less noise in v
+    resplit: bool = False  # unrolled head: another split of the examples at each φ step, so that v follows no fixed few of them
     hyper_batch_size: int = 0  # pre-training batch of a φ step; 0: as `pretrain.batch_size`
     head_lr: float = 1e-3
     inverse: str = (
@@ -283,6 +285,7 @@ def check(config: Experiment) -> None:
         how = of_arm(meta, arm)
         unrolled = arm not in VARIANTS or how.head == "unroll" or not how.encoder
         need(unrolled, "meta.head", how.head, f"unroll for {arm}, whose encoder is unrolled with the head")
+    need(not meta.resplit or meta.unroll > 0, "meta.unroll", meta.unroll, "at least 1 with meta.resplit")
     need(config.meta.folds != 1, "meta.folds", 1, "2 or more, or 0: no task is held out")
 
 
