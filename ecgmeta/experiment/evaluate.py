@@ -54,7 +54,7 @@ def evaluate(run: Run, cohort: Cohort, progress: Progress) -> dict[str, Any]:
     progress(len(groups), len(groups), "scoring: done")
     results = {
         "reference": reference,
-        "warnings": warnings + _rescored(rows),
+        "warnings": warnings + _rescored(rows) + _unfinished(rows, config.finetune.seeds),
         "notes": [note for note in cohort.notes if note],  # of the data: that they are synthetic, for one
         "rows": rows,
     }
@@ -117,6 +117,20 @@ def _note(run: Run, arm: Run, cohort: Cohort, guided: int, labels: int, used: in
         new = [name for name in names if name not in known]
         said.append(f"meta-learning saw the labels {', '.join(known)}; new to it: {', '.join(new) or 'none'}")
     return "; ".join(said)
+
+
+def _unfinished(rows: list[dict[str, Any]], seeds: int) -> list[str]:
+    few = [
+        f"{row['arm']}, {row['protocol']}, {row['labels']} labels"
+        for row in rows
+        if len(row["scores"]["seeds"]) < seeds
+    ]
+    if not few:
+        return []
+    return [
+        f"Fine-tuning has not finished: fewer than {seeds} seeds of {'; '.join(few)}. Means over different seeds "
+        "are no comparison; `ecgmeta finetune` goes on."
+    ]
 
 
 def _rescored(rows: list[dict[str, Any]]) -> list[str]:

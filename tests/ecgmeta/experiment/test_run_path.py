@@ -185,6 +185,14 @@ def test_later_stages_keep_what_earlier_commands_have_set(copy: Path) -> None:
     assert {row["labels"] for row in results(copy)} == {40}
 
 
+def test_a_table_with_seeds_missing_says_so(copy: Path) -> None:
+    assert json.loads((copy / "results.json").read_text())["warnings"] == []
+    assert call("evaluate", copy, "finetune.seeds=2") == 0
+    (warning,) = json.loads((copy / "results.json").read_text())["warnings"]
+    assert warning.startswith("Fine-tuning has not finished: fewer than 2 seeds of meta, full, 40 labels; ")
+    assert warning in (copy / "results.md").read_text()
+
+
 def test_cells_scored_on_different_recordings_are_not_put_in_one_table(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
