@@ -14,6 +14,7 @@ products beside each of the forward pass). Reverse mode twice would build the gr
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from ecgmeta.bilevel.problem import FeatureModuleProblem
 from ecgmeta.bilevel.trees import Tree, detach, gradient, leaves
 from ecgmeta.runtime.errors import InputError
+from ppi_extension.data.pyg import Data, first_graphs
 from ppi_extension.task_weights import TaskWeights
 
 
@@ -149,6 +151,27 @@ class TaskProblem(FeatureModuleProblem):
             duals = {name: forward_ad.make_dual(value, u[name]) for name, value in detach(theta).items()}
             losses, slopes = forward_ad.unpack_dual(self.task_losses(duals, batch))
             return losses, torch.zeros_like(losses) if slopes is None else slopes
+
+    def curvature_batch(self, batch: Any, share: float) -> Data:
+        """The first graphs of a batch that was drawn at random: ``share`` of them, rounded down.
+
+        BatchNorm's statistics are those of these graphs, and dropout draws other masks on them.
+
+        Raises:
+            InputError: a share that is not above 0 and below 1, or that comes to less than a graph.
+        """
+        if not 0 < share < 1:
+            raise InputError("curvature", "share", share, "above 0 and below 1")
+        graphs = len(batch.center_node_idx)
+        count = int(share * graphs + 1e-9)  # 0.29 · 100 is a little less than 29
+        if not count:
+            raise InputError(
+                "curvature",
+                "batch",
+                f"{graphs} graphs",
+                f"at least {math.ceil(1 / share)}, to take a share of {share:g}",
+            )
+        return first_graphs(batch, count)
 
     def mixed_product(self, theta: Tree, phi: Tree, batch: Any, u: Tree) -> Tree:
         """``Mᵀu`` for a tree ``u`` shaped like θ; see :class:`~ecgmeta.bilevel.hypergradient.MixedProductProblem`."""

@@ -87,7 +87,10 @@ ENDS: dict[str, Callable[[list[str]], None]] = {
     "10_label_sweep": more_labels_and_width_help,
     "06_augmentation_gallery": every_operation_is_drawn_and_seen,
 }
-SLOW = {"04_learned_rotation", "08_in_lightly", "09_in_lightning", "10_label_sweep"}
+SLOW = {
+    *("03_feature_penalties", "04_learned_rotation", "06_augmentation_gallery"),
+    *("08_in_lightly", "09_in_lightning", "10_label_sweep"),
+}
 
 
 @pytest.fixture

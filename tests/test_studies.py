@@ -143,7 +143,7 @@ def test_unknown_study_is_named() -> None:
 def test_smallest_cells_run_and_are_reported(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    if name == "ppi_real":
+    if name.startswith("ppi_"):
         monkeypatch.setenv("ECGMETA_REAL_DATA", str(request.getfixturevalue("real_data")))
     monkeypatch.setenv("ECGMETA_STUDY_RUNS", str(tmp_path / "runs"))
     study = load(name, quick=True)

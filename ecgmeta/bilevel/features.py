@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ecgmeta.bilevel.problem import FeatureProblem
-from ecgmeta.bilevel.trees import Tree, axpy, gradient, leaves, zeros_like
+from ecgmeta.bilevel.trees import Tree, axpy, gradient, leaves
 
 
 @runtime_checkable
@@ -109,14 +109,19 @@ class Encoded:
 
     def pull_back(self, cotangents: Tree) -> Tree:
         """``Σ_k (∂features_k/∂θ)ᵀ cotangent_k``, a tree shaped like θ; once only where the graph was kept."""
-        total = zeros_like(self._theta)
-        for table, outputs, values in zip(self._tables, self._outputs, self._values, strict=True):
-            weights = table.cotangent(cotangents, values).split([len(output) for output in outputs])
-            if self._nodes is not None:
-                total = axpy(1.0, gradient(outputs, self._nodes, grad_outputs=list(weights)), total)
-                continue
-            for piece, weight in zip(table.pieces, weights, strict=True):
-                nodes = leaves(self._theta)
-                output = self._problem.features(nodes, piece)
-                total = axpy(1.0, gradient([output], nodes, grad_outputs=[weight]), total)
+        pieces: list[Any] = []
+        outputs: list[Tensor] = []
+        weights: list[Tensor] = []
+        for table, kept, values in zip(self._tables, self._outputs, self._values, strict=True):
+            pieces += table.pieces
+            outputs += kept
+            weights += table.cotangent(cotangents, values).split([len(output) for output in kept])
+        if self._nodes is not None:  # one pass through all graphs, which torch lets go on the way
+            return gradient(outputs, self._nodes, grad_outputs=weights)
+        total: Tree = {}
+        for piece, weight in zip(pieces, weights, strict=True):
+            nodes = leaves(self._theta)
+            output = self._problem.features(nodes, piece)
+            step = gradient([output], nodes, grad_outputs=[weight])
+            total = axpy(1.0, step, total) if total else step
         return total

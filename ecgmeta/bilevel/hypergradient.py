@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch import Tensor
 from ecgmeta.bilevel.distributed import Reduce, local, mean_of
 from ecgmeta.bilevel.inverse import Result, Solution, Solver
 from ecgmeta.bilevel.optimizers import State
-from ecgmeta.bilevel.problem import Problem, check_scalar
+from ecgmeta.bilevel.problem import Problem, check_scalar, curvature_part
 from ecgmeta.bilevel.products import Deferred, DoubleBackward, Linearization, Products
 from ecgmeta.bilevel.trees import Tree, is_finite, norm, scale
 from ecgmeta.bilevel.unroll import FinetuneFactor, FinetuneGradient
@@ -122,6 +123,7 @@ def hypergradient(
     products: Products = DoubleBackward,
     reduce: Reduce = local,
     recording: AbstractContextManager[None] | None = None,
+    curvature: float = 1.0,
 ) -> Hypergradient:
     """``dL_FT-val/dφ`` at (θ, φ, ψ).
 
@@ -136,26 +138,39 @@ def hypergradient(
         products: the route for ``Hu`` and ``Mᵀu``.
         reduce: mean over data-parallel ranks, such as :func:`~ecgmeta.bilevel.distributed.mean_over_ranks`.
         recording: entered around the one evaluation of the pre-training loss that may move running statistics.
+        curvature: the share of ``pretrain_batch`` on which ``Hu`` is taken; loss, gradient and ``Mᵀu`` are always of all of
+            it. Below 1 for a :class:`~ecgmeta.bilevel.problem.CurvatureProblem` only. The solver's diagnostics are those of
+            the part's Hessian, whose largest eigenvalue is the larger on average, the smaller the part.
 
     Raises:
         FloatingPointError: a loss is not finite.
+        ValueError: ``curvature`` is out of range, or the problem does not divide its batches.
     """
+    part = curvature_part(problem, pretrain_batch, curvature)
     first = finetune(problem, theta, psi, train_batches, val_batch, head_state, reduce)
     check_scalar(mean_of(first.validation_loss, reduce), "fine-tuning validation loss")
     v = reduce(first.v)
 
-    def loss(t: Tree, p: Tree) -> Tensor:
-        return problem.pretrain_loss(t, p, pretrain_batch)
+    def loss(t: Tree, p: Tree, batch: Any = pretrain_batch) -> Tensor:
+        return problem.pretrain_loss(t, p, batch)
 
     supplied = isinstance(problem, MixedProductProblem)
-    # Where Mᵀu is supplied, only the solver may need second derivatives: their graph waits for its first product.
+    # Where Mᵀu is supplied, or Hu is taken elsewhere, the graph of second derivatives waits for its first product.
+    deferred = supplied or part is not pretrain_batch
     pretrain = (
-        Deferred(products, loss, theta, phi, recording) if supplied else products(loss, theta, phi, recording)
+        Deferred(products, loss, theta, phi, recording) if deferred else products(loss, theta, phi, recording)
     )
-    solution = inverse(lambda u: reduce(pretrain.hvp(u)), v)
+    if part is pretrain_batch:
+        solution = _solve(inverse, pretrain, v, reduce)
+    else:  # nothing holds the part's graph once it is solved
+        solution = _solve(inverse, Deferred(products, partial(loss, batch=part), theta, phi), v, reduce)
     if isinstance(problem, MixedProductProblem):
         mixed = problem.mixed_product(dict(theta), dict(phi), pretrain_batch, solution.value)
     else:
         mixed = pretrain.mixed(solution.value)
     check_scalar(mean_of(pretrain.loss, reduce), "pre-training loss")
     return Hypergradient(scale(-1.0, reduce(mixed)), first, solution, pretrain)
+
+
+def _solve(inverse: Solver, curved: Linearization, v: Tree, reduce: Reduce) -> Solution:
+    return inverse(lambda u: reduce(curved.hvp(u)), v)

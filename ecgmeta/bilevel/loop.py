@@ -18,7 +18,7 @@ from ecgmeta.bilevel.inverse import Solver
 from ecgmeta.bilevel.optimizers import Optimizer
 from ecgmeta.bilevel.phi_step import PhiStep
 from ecgmeta.bilevel.probe import ROUTES, choose_products, route_name
-from ecgmeta.bilevel.problem import NoisyProblem, Problem, RecordingProblem, check_scalar
+from ecgmeta.bilevel.problem import NoisyProblem, Problem, RecordingProblem, check_curvature, check_scalar
 from ecgmeta.bilevel.products import Linearization, Loss, Products
 from ecgmeta.bilevel.state import MetaState
 from ecgmeta.bilevel.trees import Tree, axpy, detach, gradient, leaves, norm, scale
@@ -100,6 +100,7 @@ def meta_train(
     products: Products | None = None,
     reduce: Reduce = local,
     autocast: torch.dtype | None = None,
+    curvature: float = 1.0,
 ) -> Iterator[Report]:
     """Pre-train θ while φ follows its hypergradient (paper, Algorithm 1). The caller drives it and may stop anywhere.
 
@@ -125,6 +126,8 @@ def meta_train(
         reduce: mean over data-parallel ranks of every loss, gradient and product.
         autocast: lower precision of the plain steps' losses, such as ``torch.bfloat16``. A φ step, its own pre-training step
             included, stays in the precision of θ: second derivatives lose what they are made of in bfloat16.
+        curvature: the share of a φ step's pre-training batch on which the solver's Hessian-vector products are taken, for a
+            :class:`~ecgmeta.bilevel.problem.CurvatureProblem`; see :func:`~ecgmeta.bilevel.hypergradient.hypergradient`.
 
     Where ``batches.pretrain`` gives :class:`~ecgmeta.bilevel.batches.MicroBatches`, a step takes the mean of their gradients,
     and a φ step its products on ``batches.hyper`` (as with ``share=False``): its curvature is then that of one draw's loss.
@@ -135,6 +138,7 @@ def meta_train(
     """
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    check_curvature(problem, curvature)
     phi_step = PhiStep(scaling, eps, clip, control, seed)
     if schedule.period > 0:
         state.check_phi_optimizers()
@@ -167,6 +171,7 @@ def meta_train(
             products=route,
             reduce=reduce,
             recording=_recording(problem) if shared else None,
+            curvature=curvature,
         )
 
     while state.step < schedule.steps:

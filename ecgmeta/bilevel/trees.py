@@ -45,7 +45,9 @@ def multiply(x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Tree:
 
 def axpy(a: float | Tensor, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Tree:
     """``a·x + y``, over the names of ``y`` (which are those of ``x``)."""
-    return {name: a * x[name] + value for name, value in y.items()}
+    if isinstance(a, Tensor):
+        return {name: a * x[name] + value for name, value in y.items()}
+    return {name: torch.add(value, x[name], alpha=a) for name, value in y.items()}  # no product in between
 
 
 def dot(x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Tensor:

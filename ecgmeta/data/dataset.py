@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecgmeta.data.leads import canonical, lead_terms
+from ecgmeta.data.leads import canonical, lead_terms, lead_tuple
 from ecgmeta.data.store import ArrayStore, JoinedStore, LeadStore, Rows, SignalStore, Terms, ViewStore
+from ecgmeta.data.tables import as_age, as_sex
 from ecgmeta.runtime.errors import InputError
 
 Index = int | slice | Sequence[int] | NDArray[Any] | Tensor
@@ -37,7 +38,8 @@ class ECGDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         notes: what a user should know of the recordings (a fault of the source that was put right, parts not there).
 
     Raises:
-        InputError: shapes that do not fit together, labels other than 0 and 1.
+        InputError: shapes that do not fit together, a lead or label named twice, labels other than 0 and 1, a fold or age
+            that is none.
     """
 
     def __init__(
@@ -56,11 +58,13 @@ class ECGDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         self.store: SignalStore = ArrayStore(signals) if isinstance(signals, np.ndarray) else signals
         n, n_leads, samples = self.store.shape
         self.fs = float(fs)
-        self.leads = tuple(canonical(name) for name in leads)
+        self.leads = tuple(canonical(name) for name in lead_tuple(leads, source))
         self.label_names = tuple(label_names)
         self.skipped, self.notes = list(skipped), list(notes)
         if len(self.leads) != n_leads:
             raise InputError(source, "leads", f"{len(self.leads)} names", f"{n_leads}, as in the signals")
+        if len({name.casefold() for name in self.leads}) != n_leads:
+            raise InputError(source, "leads", ", ".join(self.leads), "different names")
         if len(set(self.label_names)) != len(self.label_names):
             raise InputError(source, "label_names", self.label_names, "different names")
         self.labels = _check_labels(labels, n, self.label_names, source)
@@ -140,6 +144,7 @@ class ECGDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         Raises:
             InputError: no lead, a lead named twice, one that is neither there nor can be derived.
         """
+        names = lead_tuple(names, "leads")
         spelling = {lead.casefold(): lead for lead in self.leads}
         chosen = tuple(spelling.get(canonical(name).casefold(), canonical(name)) for name in names)
         if not chosen or len(set(chosen)) != len(chosen):
@@ -190,7 +195,10 @@ def _check_labels(
         raise InputError(
             where, "labels", f"shape {labels.shape}", f"({n}, {len(names)}): examples, label names"
         )
-    labels = np.ascontiguousarray(labels, dtype=np.float32)
+    try:
+        labels = np.ascontiguousarray(labels, dtype=np.float32)
+    except (ValueError, TypeError) as error:
+        raise InputError(where, "labels", str(error)[:200], "0 and 1 only") from None
     if not np.isin(labels, (0, 1)).all():
         raise InputError(where, "labels", f"{labels[~np.isin(labels, (0, 1))][0]}", "0 and 1 only")
     return labels
@@ -201,9 +209,13 @@ def standard_meta(
 ) -> pd.DataFrame:
     """`meta` with every standard column, its own type, and a clean RangeIndex; other columns are kept.
 
-    record (str), patient (str; ``source/record`` where unknown), fold (Int64 or NA), age (years or NaN), sex ("female",
-    "male" or "unknown"), source (str), original_fs (Hz), window (int, position within the record), valid_samples (int,
-    the rest is padding), bad_leads (str, comma-separated leads that were set to zero).
+    record (str), patient (str; ``source/record`` where unknown, 15709 where a table has 15709.0), fold (Int64 or NA), age
+    (years or NaN; see `tables.as_age`), sex ("female", "male" or "unknown"; see `tables.as_sex`), source (str),
+    original_fs (Hz), window (int, position within the record), valid_samples (int, the rest is padding), bad_leads (str,
+    comma-separated leads that were set to zero).
+
+    Raises:
+        InputError: another number of rows than `n`, a fold or an age that is none.
     """
     out = pd.DataFrame(index=pd.RangeIndex(n)) if meta is None else meta.reset_index(drop=True).copy()
     if len(out) != n:
@@ -223,16 +235,33 @@ def standard_meta(
     for column, default in defaults.items():
         if column not in out:
             out[column] = default
-    out["record"], out["source"] = out["record"].astype(str), out["source"].astype(str)
+    out["record"], out["source"] = _names(out["record"]), out["source"].astype(str)
     fallback = out["source"] + "/" + out["record"]
-    known = out["patient"].notna() & (out["patient"].astype(str) != "")
-    out["patient"] = out["patient"].astype(str).where(known, fallback)
-    out["fold"] = out["fold"].astype("Int64")
-    out["age"] = out["age"].astype(float)
+    patient = _names(out["patient"])
+    known = out["patient"].notna() & (patient != "")
+    out["patient"] = patient.where(known, fallback)
+    try:
+        out["fold"] = out["fold"].astype("Int64")
+    except (ValueError, TypeError):
+        found = ", ".join(dict.fromkeys(map(str, out["fold"])))[:80]
+        raise InputError(source, "meta.fold", found, "whole numbers, or nothing") from None
+    ages = {age: as_age(age, source) for age in out["age"].dropna().unique()}
+    out["age"] = out["age"].astype(object).map(ages).astype(float)
+    # Whether 1 is a man or a woman differs between databases, so numbers say nothing here.
+    out["sex"] = [as_sex(sex) if isinstance(sex, str) else "unknown" for sex in out["sex"]]
     out["original_fs"] = out["original_fs"].astype(float)
     out = out.astype({"window": int, "valid_samples": int})
     first = ["record", "patient", "fold", "age", "sex", "source", "original_fs", "window"]
     return out[first + [name for name in out.columns if name not in first]]
+
+
+def _names(column: pd.Series[Any]) -> pd.Series[str]:
+    """As text. Numbers become floats where a table lacks some: 15709.0 is the patient whom another table calls 15709."""
+    if pd.api.types.is_float_dtype(column):
+        known = column.dropna()
+        if (known % 1 == 0).all() and (known.abs() < 2**53).all():
+            return column.astype("Int64").astype(str)
+    return column.astype(str)
 
 
 def concat(datasets: Sequence[ECGDataset], *, labels: Literal["same", "drop"] = "same") -> ECGDataset:

@@ -34,6 +34,17 @@ def canonical(name: str) -> str:
     return _BY_FOLDED.get(name.strip().casefold(), name.strip())
 
 
+def lead_tuple(names: Sequence[str], where: object) -> tuple[str, ...]:
+    """Lead names as a tuple.
+
+    Raises:
+        InputError: a lone string, whose letters would be taken for names.
+    """
+    if isinstance(names, str):
+        raise InputError(where, "leads", repr(names), f"a list of names, such as [{names!r}]")
+    return tuple(names)
+
+
 def match_leads(found: Sequence[str], wanted: Sequence[str], where: object) -> list[int | None]:
     """Position in `found` of every lead in `wanted`, by name and whatever the case; None where it is absent.
 

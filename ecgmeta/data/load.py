@@ -28,6 +28,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ecgmeta.data.dataset import ECGDataset
+from ecgmeta.data.leads import lead_tuple
 from ecgmeta.data.preprocess import Preprocess, Window
 from ecgmeta.data.records import Record
 from ecgmeta.data.store import ArrayStore, SignalStore, ViewStore
@@ -82,7 +83,8 @@ class RecordSource(ABC):
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
-            raise InputError(self.root, "folder", "no such folder", f"the root of {self.name}")
+            found = "a file" if self.root.exists() else "no such folder"
+            raise InputError(self.root, "folder", found, f"the root of {self.name}")
 
     @abstractmethod
     def index(self, fail: Fail) -> pd.DataFrame:
@@ -127,7 +129,7 @@ class RecordSource(ABC):
     def files(self) -> Iterator[tuple[str, int, int]]:
         """(relative path, bytes, modification time in ns) of every file the source may read, in any order."""
         top = os.path.join(self.root, "")
-        for folder in _folders(self.root):
+        for folder, _ in folders(self.root):
             with os.scandir(folder) as entries:
                 found = [entry for entry in entries if entry.name.endswith(self.suffixes)]
             for entry in found:
@@ -138,16 +140,29 @@ class RecordSource(ABC):
                 yield entry.path[len(top) :], stat.st_size, stat.st_mtime_ns
 
 
-def _folders(root: Path) -> Iterator[str]:
-    """`root` and every folder below it, links followed, each once (a link may lead back up)."""
+def header_paths(root: Path) -> list[str]:
+    """Every ``.hea`` below `root`, relative to it, without the suffix, sorted."""
+    top = len(os.path.join(root, ""))
+    return sorted(
+        os.path.join(folder, name.removesuffix(".hea"))[top:]
+        for folder, names in folders(root)
+        for name in names
+        if name.endswith(".hea")
+    )
+
+
+def folders(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """`root` and every folder below it with the names of its files, links followed, each folder once (a link may lead back
+    up), in the order of their names."""
     seen: set[tuple[int, int]] = set()
-    for folder, below, _ in os.walk(root, followlinks=True):
+    for folder, below, names in os.walk(root, followlinks=True):
         stat = os.stat(folder)
         if (stat.st_dev, stat.st_ino) in seen:
             below.clear()
             continue
         seen.add((stat.st_dev, stat.st_ino))
-        yield folder
+        below.sort()
+        yield folder, names
 
 
 class SourceDataset(ECGDataset):
@@ -245,7 +260,16 @@ class Loader:
         """The index of the source, with a line said while it is made."""
         if self.progress:
             self.progress(0, 0, f"indexing {self.source.name}")
-        return self.source.index(self.fail(skipped)).reset_index(drop=True)
+        return read_index(self.source, self.fail(skipped))
+
+
+def read_index(source: RecordSource, fail: Fail) -> pd.DataFrame:
+    """The index of a source, with every record once: a second row of the same path goes to ``fail(error)``."""
+    index = source.index(fail)
+    again = index["path"].duplicated()
+    for path in index["path"][again]:
+        fail(InputError(source.root / str(path), "rows", "a second row for it", "one row a record"))
+    return index[~again].reset_index(drop=True)
 
 
 class Reading:
@@ -354,7 +378,7 @@ def _settings(source: RecordSource, fs: float, options: LoadOptions) -> tuple[Pr
     known = [field.name for field in fields(Preprocess)]
     how = Preprocess(
         fs=float(fs),
-        leads=None if leads is None else tuple(leads),
+        leads=None if leads is None else lead_tuple(leads, source.name),
         **{name: given.pop(name) for name in known if name in given},
     )
     cache = given.pop("cache", None)

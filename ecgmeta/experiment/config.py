@@ -129,22 +129,24 @@ class Pretrain:
 
 @dataclass
 class Meta:
-    """The φ step. Defaults are the paper's but where METHOD measured better: α is its own setting, φ starts gently."""
+    """The φ step. Head and inverse are what ``examples/studies`` found best; `configs/ecg/ptbxl_meta.yaml` has the paper's."""
 
     labels: int = 500  # labelled records that pre-training may see (MetaFT), of which 20 % for validation
     label_names: list[str] = field(default_factory=list)  # labels that pre-training may see; empty: all
     period: int = 10  # P
     warmup_epochs: float = 1.0
-    # "steps": K steps of the warm head (the paper); "ridge": solved for on a batch of MetaFT labels, each left out once
-    head: str = "steps"
+    # "ridge": solved for on a batch of MetaFT labels, each left out once; "steps": K steps of the warm head (the paper)
+    head: str = "ridge"
     unroll: int = 1  # K
-    penalty: float = 0.3  # of the ridge head, relative to the size of the features
-    batch_size: int = 64  # fine-tuning batch
+    penalty: float = 1.0  # of the ridge head, relative to the size of the features
+    batch_size: int = 128  # fine-tuning batch: labels that one φ step sees
     hyper_batch_size: int = 0  # pre-training batch of a φ step; 0: as `pretrain.batch_size`
     head_lr: float = 1e-4
-    inverse: str = "neumann"  # or "identity"
+    inverse: str = "identity"  # or "neumann"
     terms: int = 1
-    step_size: float = 1e-3  # α
+    step_size: float = (
+        1.0  # α: with "identity" a scale that Adam takes out; "neumann" needs α below 2/λmax, about 1e-3
+    )
     damping: float = 0.0
     products: str = "double_backward"  # "low_precision" (bfloat16), "forward_over_reverse", or "cheapest": measured in the run
     lr: float = 1e-4  # φ, Adam

@@ -75,15 +75,19 @@ def _inputs() -> dict[str, Any]:
     from ppi_extension.experiment.config import read
 
     said = asdict(read(CONFIG, []))
+    if not said["meta"]["resplit"]:  # younger than the first cells, which are as it says
+        del said["meta"]["resplit"]
     return {key: said[key] for key in ("data", "encoder", "pretrain", "meta", "finetune")}
 
 
 def run(task: Task) -> Mapping[str, float]:
-    """Test AUROC, in per cent, at the length that is best on this seed's validation genes; and at each length."""
+    """Test AUROC, in per cent, at the length that is best on this seed's validation genes; and at each length. With distractors
+    also the AUROC with which the final weights tell functions from them."""
     import numpy as np
 
-    from ppi_extension.experiment.cohort import divide
+    from ppi_extension.experiment.cohort import divide, kinds_of, useful_tasks
     from ppi_extension.experiment.config import FROM_META
+    from ppi_extension.experiment.evaluate import separation
     from ppi_extension.experiment.scores import mean_of_tasks
     from ppi_extension.experiment.stages import open_store, train_one
 
@@ -91,7 +95,8 @@ def run(task: Task) -> Mapping[str, float]:
     for arm in ("meta", task.arm) if task.arm in FROM_META else (task.arm,):
         train_one(experiment, (arm, task.seed), ("pretrain", "finetune"), _silent, StopRequest())
     done = experiment.run(task.arm, task.seed)
-    scored = list(divide(open_store(experiment.store), experiment.later, task.seed).scored)
+    store = open_store(experiment.store)
+    scored = list(divide(store, experiment.later, task.seed).scored)
     found: dict[str, float] = {}
     best = -np.inf
     for score in map(_read, sorted((done.folder / "finetune").glob("linear-*.json"))):
@@ -105,6 +110,8 @@ def run(task: Task) -> Mapping[str, float]:
     if done.trajectory.is_file():
         with np.load(done.trajectory, allow_pickle=False) as kept:
             found["weights_sd"] = float(kept["weights"][-1].std())
+        if kinds_of(store) and task.arm != "ceiling":  # whose weights are of the fine-tuning tasks
+            found["separation"] = separation(done, useful_tasks(store))
     return found
 
 

@@ -14,7 +14,7 @@ from examples.studies.study import Outcome, Result, Section
 if TYPE_CHECKING:
     from examples.studies.ppi_real import Plan
 
-UNIFORM, SHARE, LEAST = "supervised", 0.8, 60.0
+UNIFORM, SHARE, LEAST, SEPARATED = "supervised", 0.8, 60.0, 0.8
 ENOUGH = 5  # seeds without which no verdict is given
 Values = Mapping[int, float]
 
@@ -27,7 +27,7 @@ class Found:
         self._numbers = {
             (arm, number): by_seed(results, number, arm, setting)
             for arm in self.arms
-            for number in ("auroc", "validation", "length", "weights_sd")
+            for number in ("auroc", "validation", "length", "weights_sd", "separation")
         }
 
     def get(self, arm: str, number: str = "auroc") -> Values:
@@ -63,6 +63,8 @@ def section(plan: Plan, results: Sequence[Result]) -> Section:
         "controls": _controls(found, ("permuted", "random_walk", "random_weights")),
         "retrained": _retrained(found),
         "held-out tasks": _held_out(partial),
+        "oracle": _oracle(found),
+        "separation": _separation(found),
     }
     body = "\n\n".join(
         [
@@ -78,7 +80,7 @@ def section(plan: Plan, results: Sequence[Result]) -> Section:
             ),
         ]
     )
-    return Section(outcomes, body)
+    return Section({name: outcomes[name] for name in plan.expected}, body)
 
 
 def _uniform(found: Found) -> Outcome:
@@ -135,12 +137,28 @@ def _held_out(found: Found) -> Outcome:
     return Outcome(f"{change(gain, 2)} points", None if math.isnan(gain.low) else gain.low > 0)
 
 
+def _oracle(found: Found) -> Outcome:
+    """Weights on what is known to be useful: above uniform ones, or there is nothing to learn."""
+    gain = found.gain("oracle")
+    if not _done(gain):
+        return Outcome("not run yet")
+    return Outcome(f"{change(gain, 2)} points", None if math.isnan(gain.low) else gain.low > 0)
+
+
+def _separation(found: Found) -> Outcome:
+    value = mean(found.get("meta", "separation"))
+    if not _done(value):
+        return Outcome("not run yet")
+    return Outcome(f"AUROC {shown(value, 2)}", found.verdict({"meta": value.value >= SEPARATED}))
+
+
 def _done(gain: Estimate) -> bool:
     return not math.isnan(gain.value)
 
 
 def _table(found: Found) -> str:
     ceiling = found.gain("ceiling")
+    planted = any(found.get(arm, "separation") for arm in found.arms)
     rows = []
     for arm in found.arms:
         values = found.get(arm)
@@ -150,19 +168,24 @@ def _table(found: Found) -> str:
         longer = sum(length == max(lengths.values()) for length in lengths.values())
         share = f"{100 * gain.value / ceiling.value:.0f} %" if ceiling.low > 0 else "–"
         own = arm == UNIFORM
-        rows.append(
-            (
-                f"`{arm}`",
-                len(values),
-                shown(mean(values), 1),
-                "reference" if own else change(gain, 2),
-                "" if own else share,
-                f"{longer} of {len(lengths)}",
-                "" if math.isnan(spread.value) else f"{spread.value:.2f}",
-            )
-        )
-    head = ("arm", "seeds", "test AUROC", "minus uniform", "share of ceiling", "longer", "SD of weights")
-    return table(head, rows)
+        cells: list[object] = [
+            f"`{arm}`",
+            len(values),
+            shown(mean(values), 1),
+            "reference" if own else change(gain, 2),
+            "" if own else share,
+            f"{longer} of {len(lengths)}",
+            "" if math.isnan(spread.value) else f"{spread.value:.2f}",
+        ]
+        rows.append([*cells, _told(found, arm)] if planted else cells)
+    head = ["arm", "seeds", "test AUROC", "minus uniform", "share of ceiling", "longer", "SD of weights"]
+    return table([*head, "separation"] if planted else head, rows)
+
+
+def _told(found: Found, arm: str) -> str:
+    """How well the final weights tell functions from distractors."""
+    value = mean(found.get(arm, "separation"))
+    return "" if math.isnan(value.value) else f"{value.value:.2f}"
 
 
 def _power(found: Found) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,14 @@ from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.processes import MOST_PIECES, processors, share
 from ecgmeta.runtime.progress import Report
 from ecgmeta.runtime.seeds import numpy_generator
+from ppi_extension.data.distractors import (
+    DISTRACTOR,
+    FUNCTION,
+    distractor_terms,
+    distractors,
+    positions,
+    with_evidence,
+)
 from ppi_extension.data.ego import Egos, EgoSampler, largest
 from ppi_extension.data.species import UNLABELLED, SourceData, SpeciesGraph
 from ppi_extension.data.terms import leaking
@@ -36,6 +44,8 @@ class BuildSettings:
         finetune_fraction: that share.
         min_positives, min_negatives: examples that a term needs to be chosen; lists that are given are taken as they are.
         limit: most ego graphs of one graph, drawn among its labelled genes; None: all of them.
+        distractors: a control: so many more pre-training tasks for each, which are known to be of no use (`distractors`).
+        distractor_channels: kinds of evidence that are planted for them, beside those of the source.
     """
 
     depth: int = 2
@@ -47,12 +57,18 @@ class BuildSettings:
     min_positives: int = 10
     min_negatives: int = 10
     limit: int | None = None
+    distractors: int = 0
+    distractor_channels: int = 3
 
     def __post_init__(self) -> None:
         if not 0 <= self.finetune_fraction < 1:
             raise InputError("build", "finetune_fraction", self.finetune_fraction, "0 to less than 1")
         if self.limit is not None and self.limit < 1:
             raise InputError("build", "limit", self.limit, "at least 1, or none")
+        if self.distractors < 0:
+            raise InputError("build", "distractors", self.distractors, "0 or more for each task")
+        if self.distractor_channels < 1:
+            raise InputError("build", "distractor_channels", self.distractor_channels, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -88,23 +104,30 @@ def build(
 
     settings = settings or BuildSettings()
     tasks = choose_tasks(data, settings)
-    tables = {graph.name: joined(data, graph, tasks.pretrain + tasks.finetune) for graph in data.graphs}
+    pretrain = tasks.pretrain + distractor_terms(tasks.pretrain, settings.distractors)
+    tables = {graph.name: _table(data, graph, tasks, settings) for graph in data.graphs}
+    if settings.distractors:
+        shown = [with_evidence(graph, *_hidden(graph, settings)) for graph in data.graphs]
+        data = replace(data, graphs=shown)
     blocks = [block for graph in data.graphs for block in _blocks(graph, tables[graph.name], settings)]
     if not blocks:
         raise InputError(folder, "genes", "none with a label", "genes that graphs and labels both have")
     saved = {**asdict(settings), "dropped_terms": tasks.dropped}
+    if settings.distractors:
+        kinds = {term: FUNCTION if term in tasks.pretrain else DISTRACTOR for term in pretrain}
+        notes = {**(notes or {}), "kinds": kinds}
     with EgoWriter(
         folder,
         graphs={graph.name: graph.species_id for graph in data.graphs},
         channel_names=data.channel_names,
-        pretrain_terms=tasks.pretrain,
+        pretrain_terms=pretrain,
         finetune_terms=tasks.finetune,
         term_names={term: name for labels in data.labels for term, name in labels.names.items()},
         most_nodes=min(
             largest(settings.depth, settings.fanout), max(graph.num_nodes for graph in data.graphs)
         ),
     ) as writer:
-        cut = len(tasks.pretrain)
+        cut = len(pretrain)
         for (graph, centers), egos in _sampled(blocks, settings, processes or processors(), report):
             labels = tables[graph.name][centers]
             writer.add(
@@ -115,6 +138,22 @@ def build(
                 finetune=labels[:, cut:],
             )
         return writer.finish(saved, notes)
+
+
+def _table(data: SourceData, graph: SpeciesGraph, tasks: Tasks, settings: BuildSettings) -> NDArray[np.int8]:
+    """(n, T) labels of the genes of a graph: pre-training tasks, their distractors, fine-tuning tasks."""
+    labels = joined(data, graph, tasks.pretrain + tasks.finetune)
+    if not settings.distractors:
+        return labels
+    functions, finetune = np.split(labels, [len(tasks.pretrain)], axis=1)
+    where, seed = _hidden(graph, settings)
+    planted = distractors(where, functions, tasks.pretrain, settings.distractors, seed)
+    return np.concatenate([functions, planted, finetune], axis=1)
+
+
+def _hidden(graph: SpeciesGraph, settings: BuildSettings) -> tuple[NDArray[np.float64], int]:
+    """What distractors ask for in a graph, and the seed of all that is drawn for them."""
+    return positions(graph, settings.distractor_channels, settings.seed), settings.seed
 
 
 def choose_tasks(data: SourceData, settings: BuildSettings) -> Tasks:

@@ -11,7 +11,7 @@ from ecgmeta.runtime.seeds import numpy_generator
 from ppi_extension.data.store import EgoData, Which
 from ppi_extension.experiment.cohort import Cohort
 from ppi_extension.experiment.config import Experiment, Meta
-from ppi_extension.splits import Rows
+from ppi_extension.splits import Rows, without_genes
 
 
 class EgoBatches:
@@ -46,9 +46,9 @@ class EgoBatches:
         self._epoch: tuple[int, Rows] = (-1, cohort.pretrain)
         self._seen = torch.tensor(cohort.seen)
         both = np.concatenate([cohort.metaft_train, cohort.metaft_validation])
-        self._training = cohort.metaft_train if split else both
+        self._training = cohort.metaft_train if split and not meta.resplit else both
         # The closed-form head leaves each example out in turn: it needs no split, and all that there is.
-        self._validation = cohort.metaft_validation if meta.head == "unroll" else both
+        self._validation = cohort.metaft_validation if meta.head == "unroll" and not meta.resplit else both
 
     def steps(self, epochs: float) -> int:
         """Steps of so many epochs, at least 1."""
@@ -66,12 +66,19 @@ class EgoBatches:
         return self._pretraining(self._draw(self._cohort.pretrain, size, "hyper", step, k))
 
     def train(self, step: int, k: int) -> EgoData:
-        rows = self._draw(self._training, self._meta.batch_size, "train", step, k)
-        return self._finetuning(rows)
+        return self._finetuning(self._trained(step, k))
 
     def validation(self, step: int, k: int) -> EgoData:
-        rows = self._draw(self._validation, self._meta.validation_size, "validation", step, k)
+        rows = self._validation
+        if self._meta.resplit:
+            steps = range(k * self._meta.unroll, (k + 1) * self._meta.unroll)
+            trained = np.concatenate([self._trained(step, j) for j in steps])
+            rows = without_genes(rows, self._cohort.store.genes, trained)
+        rows = self._draw(rows, self._meta.validation_size, "validation", step, k)
         return self._finetuning(rows)
+
+    def _trained(self, step: int, k: int) -> Rows:
+        return self._draw(self._training, self._meta.batch_size, "train", step, k)
 
     def _draw(self, rows: Rows, size: int, name: str, step: int, k: int) -> Rows:
         rng = numpy_generator(self._seed, name, step, k)

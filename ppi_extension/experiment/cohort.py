@@ -8,6 +8,7 @@ import numpy as np
 
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.seeds import derive
+from ppi_extension.data.distractors import FUNCTION
 from ppi_extension.data.store import EgoStore
 from ppi_extension.experiment.config import Experiment
 from ppi_extension.splits import (
@@ -51,10 +52,25 @@ class Cohort:
         return f"{sizes}, {len(self.validation):,} to validate, {len(self.test):,} to test; {tasks}"
 
 
+USEFUL = ("useful", FUNCTION)  # kinds of tasks that serve fine-tuning
+
+
 def kinds_of(store: EgoStore) -> dict[str, str]:
-    """Pre-training term -> its kind, of a planted problem; empty where nobody knows."""
+    """Pre-training term -> its kind, of a planted problem or planted distractors; empty where nobody knows."""
     kinds: dict[str, str] = store.info.get("notes", {}).get("kinds", {})
     return kinds
+
+
+def useful_tasks(store: EgoStore) -> list[bool]:
+    """(T,) which pre-training tasks serve fine-tuning.
+
+    Raises:
+        InputError: a store of which it is not known.
+    """
+    kinds = kinds_of(store)
+    if not kinds:
+        raise InputError(store.folder, "kinds", "none", "a planted problem, or a store with distractors")
+    return [kinds[term] in USEFUL for term in store.pretrain_terms]
 
 
 def divide(store: EgoStore, config: Experiment, seed: int) -> Cohort:

@@ -26,6 +26,7 @@ ARMS = {
     "permuted": "control: meta's learned weights, dealt out to the tasks at random, another initialisation",
     "retrained": "control: meta's learned weights, fixed from the start, another initialisation",
     "ceiling": "control: pre-training on the fine-tuning tasks themselves",
+    "oracle": "control: all weight on the tasks that are known to be useful (planted problems and distractors)",
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "meta": {},
@@ -116,6 +117,7 @@ class Meta:
     penalty: float = 0.3  # of the ridge head
     batch_size: int = 32  # fine-tuning training batch
     validation_size: int = 128  # fine-tuning validation batch: the more, the less noise in v
+    resplit: bool = False  # unrolled head: another split of the examples at each φ step, so that v follows no fixed few of them
     hyper_batch_size: int = 0  # pre-training batch of a φ step; 0: as `pretrain.batch_size`
     head_lr: float = 1e-3
     inverse: str = (
@@ -124,6 +126,9 @@ class Meta:
     terms: int = 1
     step_size: float = 1.0  # α; with "identity" only φ's own optimiser sees it
     damping: float = 0.0
+    curvature: float = (
+        1.0  # share of the graphs that Hu is taken on; below 1 it costs less, but see `CurvatureProblem`
+    )
     optimizer: str = "adam"  # or "sgd"
     lr: float = 0.1  # of z. The paper takes 1 with an eps that is larger than the gradients
     eps: float = 1e-8  # Adam's, against gradients of norm 1 (see scaling)
@@ -221,6 +226,7 @@ _POSITIVE = (
     *(
         "meta.share",
         "meta.until",
+        "meta.curvature",
         "pretrain.plain_factor",
         "meta.period",
         "meta.penalty",
@@ -266,8 +272,12 @@ def check(config: Experiment) -> None:
         ("data.finetune_share", data.finetune_share),
         ("meta.share", meta.share),
         ("meta.until", meta.until),
+        ("meta.curvature", meta.curvature),
     ):
         need(value <= 1, key, value, "at most 1")
+    smallest = min(config.pretrain.batch_size, meta.hyper_batch_size or config.pretrain.batch_size)
+    least = f"at least 1/{smallest}: a share of the smallest batch that is a graph"
+    need(meta.curvature * smallest >= 1, "meta.curvature", meta.curvature, least)
     ascending = sorted(set(lengths)) == lengths and lengths[-1:] == [1.0] and lengths[0] > 0
     need(ascending, "pretrain.lengths", lengths, "ascending shares above 0, the last one 1.0")
     need(config.pretrain.batch_size > 1, "pretrain.batch_size", config.pretrain.batch_size, "at least 2")
@@ -275,6 +285,7 @@ def check(config: Experiment) -> None:
         how = of_arm(meta, arm)
         unrolled = arm not in VARIANTS or how.head == "unroll" or not how.encoder
         need(unrolled, "meta.head", how.head, f"unroll for {arm}, whose encoder is unrolled with the head")
+    need(not meta.resplit or meta.unroll > 0, "meta.unroll", meta.unroll, "at least 1 with meta.resplit")
     need(config.meta.folds != 1, "meta.folds", 1, "2 or more, or 0: no task is held out")
 
 

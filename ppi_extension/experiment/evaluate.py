@@ -14,7 +14,7 @@ from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.files import write_json, write_text
 from ecgmeta.runtime.progress import say
 from ppi_extension.data.store import EgoStore
-from ppi_extension.experiment.cohort import divide, kinds_of
+from ppi_extension.experiment.cohort import divide, kinds_of, useful_tasks
 from ppi_extension.experiment.config import RULES, VARIANTS
 from ppi_extension.experiment.finetune import score_settings
 from ppi_extension.experiment.run import Run, Study
@@ -192,8 +192,7 @@ def _separation(store: EgoStore, runs: Sequence[Run]) -> dict[str, Any]:
     found: dict[str, list[float]] = {}
     for run in runs:
         if kinds and run.arm in (*VARIANTS, *RULES) and not run.arm.startswith("cotrain"):
-            useful = [kinds[term] == "useful" for term in store.pretrain_terms]
-            found.setdefault(run.arm, []).append(separation(run, useful))
+            found.setdefault(run.arm, []).append(separation(run, useful_tasks(store)))
     return {arm: asdict(over_seeds(values)) for arm, values in found.items()}
 
 

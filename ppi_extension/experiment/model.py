@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ecgmeta.runtime.seeds import seeded, torch_generator
 from ppi_extension.data.store import EgoStore
-from ppi_extension.experiment.cohort import Cohort
+from ppi_extension.experiment.cohort import Cohort, useful_tasks
 from ppi_extension.experiment.config import FROM_META, RULES, Experiment, Meta
 from ppi_extension.gnn import EgoGNN, TaskHead
 from ppi_extension.problem import TaskProblem
@@ -49,7 +49,8 @@ def build(config: Experiment, cohort: Cohort, arm: str, seed: int, learned: Task
     with seeded(seed, "fine-tuning head", again):
         finetune_head = TaskHead(encoder.num_features, len(cohort.seen))
     weights = TaskWeights(len(terms), cast(Any, config.meta.transform), terms)
-    if (start := _start(arm, len(terms), seed, learned)) is not None:
+    start = _known(store, config.meta) if arm == "oracle" else _start(arm, len(terms), seed, learned)
+    if start is not None:
         with torch.no_grad():
             weights.z.copy_(start)
     rule = _rule(arm, len(terms), seed, config.meta) if arm in RULES else None
@@ -74,6 +75,11 @@ def build_encoder(config: Experiment, store: EgoStore, seed: int, name: str = "f
     how = config.encoder
     with seeded(seed, "encoder", name):
         return EgoGNN(channels, how.width, how.layers, how.dropout, norm=cast(Any, how.norm))
+
+
+def _known(store: EgoStore, meta: Meta) -> Tensor:
+    """z as far as it may go: up for useful tasks, down for the others."""
+    return (2 * torch.tensor(useful_tasks(store)).float() - 1) * (meta.limit or 4.0)
 
 
 def _start(arm: str, tasks: int, seed: int, learned: TaskWeights | None) -> Tensor | None:

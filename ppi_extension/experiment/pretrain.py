@@ -39,7 +39,7 @@ from ecgmeta.runtime.signals import StopRequest
 from ecgmeta.runtime.training import Trainer
 from ppi_extension.data.store import Which
 from ppi_extension.experiment.batches import EgoBatches
-from ppi_extension.experiment.cohort import Cohort
+from ppi_extension.experiment.cohort import Cohort, useful_tasks
 from ppi_extension.experiment.config import RULES, VARIANTS, Experiment, Meta, of_arm
 from ppi_extension.experiment.model import Model, build
 from ppi_extension.experiment.run import Run
@@ -128,6 +128,7 @@ class Training:
             control="random_walk" if self.arm == "random_walk" else "none",
             seed=self.run.seed,
             products=DoubleBackward,  # of Hu alone: Mᵀu is the problem's own
+            curvature=meta.curvature,
             on_failure="skip",  # the engine reports; what is done about it is the guard's
         )
 
@@ -270,8 +271,10 @@ def check_phi(cohort: Cohort, config: Experiment) -> None:
 
     Raises:
         InputError: an arm that would take no φ step, and so be uniform weights under another name; a closed-form head on labels
-            that are not all known.
+            that are not all known; an oracle where nobody knows which tasks are useful.
     """
+    if "oracle" in config.arms:
+        useful_tasks(cohort.store)
     for arm in config.arms:
         if arm not in VARIANTS:
             continue

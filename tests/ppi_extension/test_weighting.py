@@ -177,6 +177,7 @@ def exact_cosines(problem: TaskProblem, batch: Any, target: Tree) -> Tensor:
     return torch.stack([dot(g, target) / (norm(g) * norm(target)) for g in grads])
 
 
+@pytest.mark.slow
 def test_cosines_are_those_of_each_tasks_gradient() -> None:
     rule, batch = Cosine(TASKS, decay=0.99), ego_batch(0, pretrain=TASKS)
     problem, _ = setting(rule)

@@ -43,9 +43,14 @@ def white_noise(x: Tensor, magnitude: Tensor, *, noise: Tensor) -> Tensor:
         magnitude: SD of the noise as a fraction of each lead's own standard deviation.
         noise: (batch, leads, samples) standard normal.
     """
-    # Twice as fast as torch's std, and the same derivatives: 0 where a lead is flat.
-    deviation = torch.linalg.vector_norm(x - x.mean(-1, keepdim=True), dim=-1, keepdim=True)
-    return torch.addcmul(x, magnitude * (deviation / math.sqrt(x.shape[-1] - 1)), noise.to(x.dtype))
+    return torch.addcmul(x, magnitude * deviation(x), noise.to(x.dtype))
+
+
+def deviation(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """The standard deviation of each lead, (batch, leads, 1): twice as fast as torch's on a CPU, and its derivatives are 0
+    where a lead is flat. ``out``, like x, is memory to work in."""
+    centred = torch.sub(x, x.mean(-1, keepdim=True), out=out)
+    return torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / math.sqrt(x.shape[-1] - 1)
 
 
 @operation(noise=Noise("normal", ("electrodes", 2 * SINES)), unit="mV", typical=0.1)

@@ -221,6 +221,17 @@ CHUNK = 1 << 18
 """Numbers of x that are worked on at once on a CPU: with what is derived from them they stay in its cache."""
 
 
+def records_in_cache(x: Tensor) -> int:
+    """How many records of x are worked on at once."""
+    return max(1, CHUNK // max(1, x.shape[1] * x.shape[2]))
+
+
+def at_hand(*tensors: Tensor) -> bool:
+    """Whether these are plain numbers in a CPU's memory: none needs a graph, and no compiler traces."""
+    graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return tensors[0].device.type == "cpu" and not graph and not torch.compiler.is_compiling()
+
+
 def in_cache(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """``function(*tensors)``, some records at a time: twice as fast where no graph is built and memory is not a GPU's.
 
@@ -228,10 +239,8 @@ def in_cache(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         function: of each record by itself.
         tensors: (batch, leads, samples), the first; (batch or 1, ...), the others.
     """
-    x = tensors[0]
-    records = max(1, CHUNK // max(1, x.shape[1] * x.shape[2]))
-    graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if graph or x.device.type != "cpu" or len(x) <= records or torch.compiler.is_compiling():
+    x, records = tensors[0], records_in_cache(tensors[0])
+    if len(x) <= records or not at_hand(*tensors):
         return function(*tensors)
     if any(len(tensor) != len(x) for tensor in tensors):
         tensors = tuple(tensor.expand(len(x), -1, -1) for tensor in tensors)

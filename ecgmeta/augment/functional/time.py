@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ class _Sample(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, positions: Tensor) -> Tensor:
-        return in_cache(_interpolate, x, positions)
+        # A grid is read in one go: its values come out in place, where parts would have to be put together.
+        return _by_grid(x, positions) if _takes_a_grid(x, positions) else in_cache(_interpolate, x, positions)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -70,11 +72,15 @@ class _Sample(torch.autograd.Function):
         return total
 
 
-def _interpolate(x: Tensor, positions: Tensor) -> Tensor:
+def _takes_a_grid(x: Tensor, positions: Tensor) -> bool:
     plain = x.dtype == positions.dtype == torch.float32 and positions.shape[1] == 1 and x.device.type == "cpu"
     # NaN has no place in a grid; and whether there is one cannot be asked while a compiler traces.
-    if plain and not torch.compiler.is_compiling() and concretely(lambda: bool(positions.isfinite().all())):
-        return _by_grid(x, positions)
+    return (
+        plain and not torch.compiler.is_compiling() and concretely(lambda: bool(positions.sum().isfinite()))
+    )
+
+
+def _interpolate(x: Tensor, positions: Tensor) -> Tensor:
     index, low, high = _neighbours(positions, x.shape[-1])
     result = _read(x, index).mul_(_hat(low).to(x.dtype))
     return result.addcmul_(_read(x, index + 1), _hat(high).to(x.dtype))
@@ -199,18 +205,25 @@ def monotone_displacement(magnitude: Tensor, noise: Tensor, *, fs: float, smooth
     """
     steps = noise.shape[-1] - 1
     duration = steps / fs
+    basis = _cosines(steps, duration, smoothness).to(noise)
+    # Changes of speed, not speeds: exactly 0 at magnitude 0, and float32 keeps the small ones.
+    change = (1 - SLOWEST) * torch.tanh(magnitude * (noise[:, : len(basis)] @ basis))
+    mean = change.mean(-1, keepdim=True)
+    return F.pad(((change - mean) / (1 + mean)).cumsum(-1), (1, 0))
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _cosines(steps: int, duration: float, smoothness: float) -> Tensor:
+    """(harmonics, steps), in float64: the curves that a's numbers weigh in u/magnitude."""
     # Harmonics whose amplitude is below 2e-4 of the first ones are left out.
     count = max(1, min(steps, math.ceil(5.9 * duration / (math.pi * smoothness))))
-    k = torch.arange(1, count + 1, dtype=torch.float64, device=noise.device)
+    k = torch.arange(1, count + 1, dtype=torch.float64)
     amplitude = torch.exp(-0.25 * (math.pi * k * smoothness / duration) ** 2)
     # Away from the ends the squared sines average to 1/2, so d has SD 1 there.
     amplitude = amplitude / (0.5 * amplitude.square().sum()).sqrt() / (1 - SLOWEST)
-    middles = (torch.arange(steps, dtype=torch.float64, device=noise.device) + 0.5) / steps
-    basis = (amplitude * math.pi * k / duration).unsqueeze(1) * torch.cos(math.pi * k.unsqueeze(1) * middles)
-    # Changes of speed, not speeds: exactly 0 at magnitude 0, and float32 keeps the small ones.
-    change = (1 - SLOWEST) * torch.tanh(magnitude * (noise[:, :count] @ basis.to(noise)))
-    mean = change.mean(-1, keepdim=True)
-    return F.pad(((change - mean) / (1 + mean)).cumsum(-1), (1, 0))
+    middles = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
+    return (amplitude * math.pi * k / duration).unsqueeze(1) * torch.cos(math.pi * k.unsqueeze(1) * middles)
 
 
 @operation(noise=Noise("normal", ("samples",)), unit="s", typical=0.05)

@@ -54,11 +54,18 @@ class Neumann:
         def precondition(r: Tree) -> Tree:
             return r if weights is None else multiply(weights, r)
 
+        def sizes(r: Tree, z: Tree) -> tuple[float, float, float]:
+            """``‖r‖_P, ‖r‖, ‖z‖`` for z = Pr; θ is large, and one pass over it does where P = I."""
+            length = float(norm(r))
+            if weights is None:
+                return length, length, length
+            return float(dot(r, z).sqrt()), length, float(norm(z))
+
         # term = P r and total = Σ P r: α comes in at the end, so that P = I costs no more than the plain series.
         residual, term = v, precondition(v)
         total = term
-        start = size = float(dot(residual, term).sqrt())
-        length = float(norm(v))
+        size, length, along = sizes(residual, term)
+        start = size
         known: float | None = None if length else 0.0
         contraction: float | None = None
         result, summed, spent = Result.DONE, 1, 0
@@ -66,15 +73,16 @@ class Neumann:
         while spent < self.terms + int(self.exact_residual) and size > rounding(v) * start:
             product = axpy(self.damping, term, matvec(term)) if self.damping else matvec(term)
             spent += 1
+            curvature, across = float(dot(term, product)), along * float(norm(product))
             following = axpy(-self.step_size, product, residual)
             next_term = precondition(following)
-            new_size = float(dot(following, next_term).sqrt())
+            new_size, new_length, new_along = sizes(following, next_term)
             if not new_size < float("inf"):
                 result = Result.NON_FINITE
                 break
             ratio = new_size / size
             contraction = ratio if contraction is None else max(contraction, ratio)
-            if float(dot(term, product)) < -ROUNDING * float(norm(term)) * float(norm(product)):
+            if curvature < -ROUNDING * across:
                 if new_size > self.growth * start:
                     result = Result.INDEFINITE
                     break
@@ -82,10 +90,10 @@ class Neumann:
             elif ratio > 1 + ROUNDING:
                 result = Result.DIVERGED
                 break
-            known = float(norm(following)) / length
+            known = new_length / length
             residual, size = following, new_size
             if spent <= self.terms:
-                term, summed = next_term, summed + 1
+                term, along, summed = next_term, new_along, summed + 1
                 total = axpy(1.0, term, total)
-        tail = float(norm(term)) / float(norm(total)) if summed > 1 else None
+        tail = along / float(norm(total)) if summed > 1 else None
         return Solution(scale(self.step_size, total), spent, known, contraction, result, tail)

@@ -152,9 +152,10 @@ def signal_notes(data: ECGDataset, most: int = 1000) -> list[str]:
     """
     part = of_dataset(data)
     rows = rhythms.sample(len(part), most)
-    found = [
-        f for row in rows for f in inspect_record(part.read(int(row)), str(part.index["name"].iloc[row]))
-    ]
+    names, found = part.index["name"].astype(str).tolist(), []
+    for row in rows.tolist():
+        record = part.read(row)
+        found += inspect(record.signal, record.fs, record.leads, names[row], electrodes=False)
     out = []
     for check, group in by_check(f for f in found if f.severity == "error").items():
         first = group[0]
@@ -179,16 +180,23 @@ class _Walk:
         self.prints = Prints()
         self.rhythms: list[rhythms.Rhythm | str] = []
         self.seen: list[dict[tuple[str, float, float, str], int]] = [Counter() for _ in parts]
+        self.distrusted: list[Finding] = []
 
     def run(self) -> None:
         done = 0
         for number, part in enumerate(self.parts):
             self.findings += part.findings
+            self.distrusted = []
             for row, name in enumerate(part.index["name"]):
                 if done % 20 == 0:
                     self.say(done, self.total, f"auditing: {part.name}")
                 self._one(number, row, str(name), done in self.wanted)
                 done += 1
+            if self.distrusted:
+                worst = max(self.distrusted, key=lambda finding: finding.weight)
+                said = f"{part.name}: {len(self.distrusted):,} of {len(part):,} recordings, such as "
+                said += f"{worst.records[0]}: {worst.text}"
+                self.findings.append(Finding("stored_gain", (), said, (), worst.weight))
         self.say(self.total, self.total, "auditing")
 
     def _one(self, number: int, row: int, name: str, measured: bool) -> None:
@@ -199,6 +207,7 @@ class _Walk:
             self.findings.append(of_error(error, name))
             return
         self.findings += inspect_record(record, name)
+        self.distrusted += _by_header(part, row, name)
         names = {canonical(lead) for lead in record.leads}
         leads = "the standard 12" if names == set(STANDARD_LEADS) else ", ".join(record.leads)
         source = str(part.index["source"].iloc[row])
@@ -263,6 +272,18 @@ class _Walk:
             "quality": dict(Counter(r.quality for r in found).most_common()),
             "leads": dict(Counter(r.lead for r in found).most_common()),
         }
+
+
+def _by_header(part: Part, row: int, name: str) -> list[Finding]:
+    """What is wrong with the gains of a header that the part's own source does not use."""
+    if part.by_header is None:
+        return []
+    try:
+        record = part.by_header(row)
+    except InputError as error:
+        return [of_error(error, name)]
+    found = inspect(record.signal, record.fs, record.leads, name, electrodes=False)
+    return [finding for finding in found if finding.check in ("gain", "units")]
 
 
 def _reader(parts: Sequence[Part]) -> Callable[[str], Record]:

@@ -15,6 +15,7 @@ Batchvarov, Malik, Camm, Incorrect electrode cable connection during electrocard
 from __future__ import annotations
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from ecgmeta.data.leads import STANDARD_LEADS
@@ -64,8 +65,16 @@ def _waves(signal: NDArray[np.floating], fs: float) -> NDArray[np.float64]:
     count = signal.shape[1] // width
     slow = signal[:, : count * width].astype(np.float64).reshape(len(signal), count, width).mean(axis=2)
     half, step = round(_WANDER * _HZ / 2), round(_HZ / 10)
-    centres = np.arange(0, count, step)
-    wander = np.stack([np.median(slow[:, max(0, c - half) : c + half + 1], axis=1) for c in centres], axis=1)
+    # All whole windows by one call, and those that an end cuts off one by one.
+    whole = np.median(sliding_window_view(slow, 2 * half + 1, axis=1)[:, ::step], axis=2)
+    first, last = half, half + step * (whole.shape[1] - 1)
+    ends = {
+        c: np.median(slow[:, max(0, c - half) : c + half + 1], axis=1)
+        for c in range(0, count, step)
+        if not first <= c <= last
+    }
+    before, after = ([wave for c, wave in ends.items() if (c < first) == early] for early in (True, False))
+    wander = np.column_stack([*before, whole, *after])
     return slow - np.repeat(wander, step, axis=1)[:, :count]
 
 

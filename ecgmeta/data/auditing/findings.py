@@ -40,6 +40,9 @@ CHECKS: dict[str, Check] = {
         "Labels or ages that cannot be read",
         "Correct the table named here; no dataset loads with it.",
     ),
+    "row_twice": Check(
+        "error", "A record stands twice in the table", "Keep one row: it would be learned, or scored, twice."
+    ),
     "lead_names": Check(
         "error", "A lead name stands twice", "Name the leads in the header: a choice would be a guess."
     ),
@@ -93,6 +96,11 @@ CHECKS: dict[str, Check] = {
         "warning",
         "The same signal under two names",
         "Keep one, or merge their patients: duplicates.group_duplicates.",
+    ),
+    "stored_gain": Check(
+        "warning",
+        "Wrong gains in headers, not used here",
+        "Read it by its own source: any other reader takes these gains.",
     ),
     "label_split": Check(
         "warning",

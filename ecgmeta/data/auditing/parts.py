@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ecgmeta.data.auditing.findings import Finding
 from ecgmeta.data.dataset import ECGDataset
-from ecgmeta.data.load import RecordSource
-from ecgmeta.data.records import Record, read_header
+from ecgmeta.data.load import RecordSource, folders
+from ecgmeta.data.records import Record, read_header, read_record
 from ecgmeta.runtime.errors import InputError
 
 KINDS = ("auto", "wfdb", "ptbxl", "ludb", "code15")
@@ -36,6 +36,7 @@ class Part:
         label_names: their names.
         findings: what was wrong before any recording was read.
         version: True for a second version of another part's recordings: labels and folds are counted there.
+        by_header: the same as `read`, by a source that knows better than its headers: as any other reader takes it.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Part:
     label_names: tuple[str, ...] = ()
     findings: list[Finding] = field(default_factory=list)
     version: bool = False
+    by_header: Callable[[int], Record] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -88,6 +90,8 @@ def below(root: Path, kind: str, fs: float | None) -> list[Part]:
     parts = [part for folder, of in special.items() for part in _sources(root, folder, of, fs)]
     if kind == "wfdb" or (kind == "auto" and root not in special):
         parts += _wfdb(root, [folder for folder in special if folder != root])
+    for part in parts:
+        part.findings += [] if part.version else _twice(part)
     if not any(len(part) or part.findings for part in parts):
         raise InputError(
             root, "recordings", "none", f"recordings of {'a known kind' if kind == 'auto' else kind}"
@@ -98,12 +102,10 @@ def below(root: Path, kind: str, fs: float | None) -> list[Part]:
 def _special(root: Path) -> dict[Path, str]:
     """Folders with a source of their own, none inside another."""
     found: dict[Path, str] = {}
-    for folder, inside, names in os.walk(root):
-        inside.sort()
-        for mark, kind in MARKS.items():
-            if mark in names:
-                found[Path(folder)] = kind
-                inside.clear()
+    for name, names in folders(root):
+        folder, kinds = Path(name), [kind for mark, kind in MARKS.items() if mark in names]
+        if kinds and not any(above in found for above in folder.parents):
+            found[folder] = kinds[-1]
     return found
 
 
@@ -114,7 +116,9 @@ def _sources(root: Path, folder: Path, kind: str, fs: float | None) -> list[Part
 
     where = "" if folder == root else f"{folder.relative_to(root)}/"
     if kind == "ludb":
-        return [_of_source(LUDBSource(folder), f"{where}LUDB", where, ())]
+        part = _of_source(LUDBSource(folder), f"{where}LUDB", where, ())
+        part.by_header = lambda row: read_record(folder / str(part.index["path"].iloc[row]))
+        return [part]
     if kind == "code15":
         return [_of_source(CODE15Source(folder), f"{where}CODE-15%", where, ())]
     rates = [fs] if fs is not None else [rate for rate in (100, 500) if (folder / f"records{rate}").is_dir()]
@@ -174,6 +178,12 @@ def of_error(error: InputError, name: str) -> Finding:
     elif error.field in ("scp_codes", "age") or str(error.where).partition(",")[0].endswith(".csv"):
         check = "labels"
     return Finding(check, (name,), f"{error.field}: found {error.found}, expected {error.expected}")
+
+
+def _twice(part: Part) -> list[Finding]:
+    """Second rows of one record: no duplicate signals, for which versions of a recording are not looked at."""
+    again = pd.DataFrame({"name": part.index["name"], "same": part.same}).duplicated()
+    return [Finding("row_twice", (str(name),), "a second row for it") for name in part.index["name"][again]]
 
 
 def _named(error: InputError, root: Path, where: str) -> str:

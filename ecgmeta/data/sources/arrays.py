@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ecgmeta.data.dataset import ECGDataset
 from ecgmeta.data.hdf5 import HDF5Store, find_dataset, open_hdf5
-from ecgmeta.data.leads import STANDARD_LEADS
+from ecgmeta.data.leads import STANDARD_LEADS, lead_tuple
 from ecgmeta.data.sources.parquet import read_parquet
 from ecgmeta.data.store import ArrayStore, map_npy
 from ecgmeta.data.tables import read_table
@@ -33,8 +33,8 @@ class ArrayDataset(ECGDataset):
               dataset, needed only where the file has several with three axes;
             - ``.parquet``: one row a recording, one column a lead, each cell a list of samples (extra ``parquet``); the
               leads are the columns of lists, the other columns are there for `labels` and `meta`.
-        labels: (N, labels) or (N,) of 0 and 1; a DataFrame, or the path of a csv file, whose columns are the labels;
-            for Parquet also the names of its label columns. None for none.
+        labels: (N, labels) or (N,) of 0 and 1; a DataFrame or Series, or the path of a csv file, whose columns are the
+            labels; for Parquet also the names of its label columns. None for none. Rows go by position, not by index.
         fs: rate, Hz.
         leads: names; None means the standard twelve (I, II, III, aVR, aVL, aVF, V1-V6), and the array must have twelve.
             For Parquet: the columns to take, None for all.
@@ -59,7 +59,7 @@ class ArrayDataset(ECGDataset):
     def __init__(
         self,
         signals: NDArray[np.floating] | str | Path,
-        labels: NDArray[Any] | pd.DataFrame | Sequence[str] | str | Path | None = None,
+        labels: NDArray[Any] | pd.DataFrame | pd.Series[Any] | Sequence[str] | str | Path | None = None,
         *,
         fs: float,
         leads: Sequence[str] | None = None,
@@ -67,7 +67,11 @@ class ArrayDataset(ECGDataset):
         meta: pd.DataFrame | Sequence[str] | str | Path | None = None,
         dataset: str | None = None,
     ) -> None:
+        if not isinstance(signals, np.ndarray | str | Path):
+            found = f"a {type(signals).__name__}"
+            raise InputError("array", "signals", found, "a NumPy array (x.numpy() of a tensor) or a path")
         where = "array" if isinstance(signals, np.ndarray) else str(signals)
+        leads = None if leads is None else lead_tuple(leads, where)
         path = None if isinstance(signals, np.ndarray) else Path(signals)
         if path is not None and path.suffix.casefold() in PARQUET:
             array, leads, table = read_parquet(path, leads)
@@ -76,8 +80,8 @@ class ArrayDataset(ECGDataset):
         else:
             store = ArrayStore(signals) if isinstance(signals, np.ndarray) else _open(str(signals), dataset)
         _check(store.array, where, leads)
-        if not 0 < fs < 1e6:
-            raise InputError(where, "fs", fs, "a rate in Hz")
+        if isinstance(fs, str) or not 0 < fs < 1e6:
+            raise InputError(where, "fs", repr(fs), "a rate in Hz")
         values, names, others = _labels(labels, label_names, meta, where)
         super().__init__(
             store,
@@ -144,6 +148,8 @@ def _labels(
             there = ", ".join(map(str, labels)) if isinstance(labels, pd.DataFrame) else "no table of labels"
             raise InputError(where, "meta", there, f"a table with the columns {', '.join(meta)}")
         meta, labels = labels[list(meta)], labels.drop(columns=list(meta))
+    if isinstance(labels, pd.Series):
+        labels = labels.to_frame(labels.name or "label_0")
     if isinstance(labels, pd.DataFrame):
         return (*_label_columns(labels, names, where), meta)
     if labels is None:
@@ -158,6 +164,9 @@ def _label_columns(
 ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
     chosen = [str(name) for name in table] if names is None else list(names)
     table = table.set_axis([str(name) for name in table], axis=1)
+    if not table.columns.is_unique:
+        twice = table.columns[table.columns.duplicated()].unique()
+        raise InputError(where, "columns", f"{', '.join(twice)} more than once", "different names")
     missing = [name for name in chosen if name not in table]
     if missing:
         raise InputError(where, "columns", ", ".join(map(str, table)), ", ".join(missing))
@@ -166,7 +175,7 @@ def _label_columns(
         odd = found[~found.isin([0, 1])]
         if len(odd):
             hint = f"0 and 1 in row {odd.index[0]}, or meta=[{name!r}, ...] if it is no label"
-            raise InputError(where, f"label {name}", repr(odd.iloc[0]), hint)
+            raise InputError(where, f"label {name}", repr(odd.tolist()[0]), hint)
     return table[chosen].to_numpy(dtype=np.float32).reshape(len(table), len(chosen)), tuple(chosen)
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ecgmeta.data.labels import multi_hot
 from ecgmeta.data.leads import canonical
-from ecgmeta.data.load import Fail, Labels, LoadOptions, RecordSource, SourceDataset
+from ecgmeta.data.load import Fail, Labels, LoadOptions, RecordSource, SourceDataset, header_paths
 from ecgmeta.data.records import Record, read_header, read_record
 from ecgmeta.data.tables import as_age, as_sex
 from ecgmeta.runtime.errors import InputError
@@ -55,12 +55,7 @@ class LongRecordsSource(RecordSource):
 
     def paths(self) -> list[str]:
         """Every record, relative to the root and without suffix, sorted."""
-        return sorted(
-            os.path.relpath(os.path.join(folder, name), self.root).removesuffix(".hea")
-            for folder, _, names in os.walk(self.root)
-            for name in names
-            if name.endswith(".hea")
-        )
+        return header_paths(self.root)
 
     def first_leads(self) -> tuple[str, ...]:
         """The leads of the first record.

@@ -42,7 +42,7 @@ class PTBXLSource(RecordSource):
         root: str | Path,
         fs: float = 100.0,
         labels: PtbxlSet | Literal["none"] = "superdiagnostic",
-        folds: Iterable[int] | None = None,
+        folds: Iterable[int] | int | None = None,
         label_policy: LabelPolicy = "benchmark",
         exclude: Iterable[str] = (),
         validated: bool = False,
@@ -56,7 +56,7 @@ class PTBXLSource(RecordSource):
             raise InputError(self.name, "labels", repr(labels), ", ".join((*PTBXL_SETS, "none")))
         if label_policy not in ("benchmark", "paper"):
             raise InputError(self.name, "label_policy", repr(label_policy), "benchmark or paper")
-        self.folds = None if folds is None else tuple(folds)
+        self.folds = None if folds is None else (folds,) if isinstance(folds, int) else tuple(folds)
         if self.folds is not None and not (self.folds and set(self.folds) <= set(range(1, 11))):
             raise InputError(self.name, "folds", self.folds, "some of 1 to 10")
         self.label_set, self.label_policy = labels, label_policy
@@ -158,7 +158,7 @@ class PTBXL(SourceDataset):
         *,
         fs: float = 100.0,
         labels: PtbxlSet | Literal["none"] = "superdiagnostic",
-        folds: Iterable[int] | None = None,
+        folds: Iterable[int] | int | None = None,
         label_policy: LabelPolicy = "benchmark",
         exclude: Iterable[str] = (),
         validated: bool = False,

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ecgmeta.data.labels import multi_hot, snomed_labels
-from ecgmeta.data.load import Fail, LoadOptions, RecordSource, SourceDataset
+from ecgmeta.data.load import Fail, LoadOptions, RecordSource, SourceDataset, header_paths
 from ecgmeta.data.records import Header, Record, read_header, read_record
 from ecgmeta.data.tables import as_age, as_sex
 from ecgmeta.runtime.errors import InputError
@@ -36,16 +36,10 @@ class WFDBSource(RecordSource):
         self.label_set, self.checksum = labels, checksum
 
     def index(self, fail: Fail) -> pd.DataFrame:
-        paths = sorted(
-            os.path.relpath(os.path.join(folder, name), self.root)
-            for folder, _, names in os.walk(self.root)
-            for name in names
-            if name.endswith(".hea")
-        )
         rows: dict[str, dict[str, Any]] = {}
         segments: set[str] = set()
         errors: dict[str, InputError] = {}
-        for path in (path.removesuffix(".hea") for path in paths):
+        for path in header_paths(self.root):
             try:
                 header = read_header(self.root / path)
                 segments |= {os.path.join(os.path.dirname(path), name) for name, _ in header.parts}
@@ -96,7 +90,7 @@ class WFDBSource(RecordSource):
     def settings(self) -> dict[str, Any]:
         return {
             "checksum": self.checksum,
-            "index": 3,  # raised when the index changes: it stands in the cache
+            "index": 4,  # raised when the index changes: it stands in the cache
         }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecgmeta.augment import (
     Compose,
@@ -21,6 +21,7 @@ from ecgmeta.augment import (
     functional,
     paper_static,
 )
+from ecgmeta.augment.transforms import _fill_normal
 from ecgmeta.runtime.errors import InputError
 
 FAMILY: dict[str, Callable[[], Transform]] = {
@@ -119,6 +120,60 @@ def test_noise_levels_are_uniform_up_to_the_largest(largest: float) -> None:
     # measuring a level from 1,000 samples adds a relative 2 %.
     assert float((level - torch.linspace(0, 1, len(level))).abs().max()) < 0.056 + 0.02
     assert float(level[-1]) < 1.08
+
+
+def test_fast_noise_is_normal_and_every_number_its_own() -> None:
+    n, g = 1_000_000, _generator(11)
+    draws = []
+    for _ in range(2):
+        noise = torch.empty(n + 3)  # not a multiple of what is drawn at once
+        sd = _fill_normal(noise, g)
+        draws.append(sd * noise[-n:].double())
+    z, other = draws
+    expected = torch.special.ndtr(z.sort().values)
+    distance = (expected - (torch.arange(n, dtype=torch.float64) + 0.5) / n).abs().max()
+    assert float(distance) < 1.95 / n**0.5  # Kolmogorov's, in all but one of a thousand seeds
+    assert abs(float(z.mean())) < 5 / n**0.5
+    assert float(z.square().mean()) == pytest.approx(1, abs=5 * (2 / n) ** 0.5)
+    assert float(z.pow(3).mean()) == pytest.approx(0, abs=5 * (15 / n) ** 0.5)
+    assert float(z.pow(4).mean()) == pytest.approx(3, abs=5 * (96 / n) ** 0.5)
+    # Neither numbers nor their squares (of variance 2) follow their neighbours or the next draw; four share 64 bits.
+    for lag in (1, 2, 3, 4, 5, 8, 1000):
+        assert abs(float((z[lag:] * z[:-lag]).mean())) < 5 / n**0.5
+        assert abs(float(((z[lag:].square() - 1) * (z[:-lag].square() - 1)).mean())) < 10 / n**0.5
+    assert abs(float((z * other).mean())) < 5 / n**0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_crop_is_the_same_in_every_type_and_layout(dtype: torch.dtype) -> None:
+    x = _x(batch=40)
+    expected = ZeroCrop()(x, generator=_generator()) == 0
+    assert torch.equal(ZeroCrop()(x.to(dtype), generator=_generator()) == 0, expected)
+    turned = x.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(ZeroCrop()(turned, generator=_generator()) == 0, expected)
+    assert torch.equal(
+        ZeroCrop()(x.clone().requires_grad_(), generator=_generator()), torch.where(expected, 0, x)
+    )
+
+
+class _Same(nn.Module):
+    def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        return x
+
+
+class _Nothing(Transform):
+    def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        return x
+
+
+def test_a_step_that_returns_its_input_does_not_make_the_next_write_to_it() -> None:
+    x = _x(batch=40)
+    before = x.clone()
+    for harmless in (_Same(), _Nothing(), ZeroCrop().eval()):
+        for step in (ZeroCrop(), WhiteNoise()):
+            out = Compose([harmless, step])(x, generator=_generator())
+            assert torch.equal(x, before)
+            assert not torch.equal(out, before)
 
 
 def test_compose_applies_its_transforms_in_order_from_one_generator() -> None:

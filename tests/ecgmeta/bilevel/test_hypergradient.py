@@ -161,8 +161,8 @@ class TwoLayer:
 @pytest.mark.parametrize(
     "optimizer",
     [
-        SGD(0.2),
-        SGD(0.1, momentum=0.7, weight_decay=0.05),
+        pytest.param(SGD(0.2), marks=pytest.mark.slow),
+        pytest.param(SGD(0.1, momentum=0.7, weight_decay=0.05), marks=pytest.mark.slow),
         Adam(0.15, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.02),
     ],
 )

@@ -257,6 +257,7 @@ def test_the_random_walk_leaves_alone_what_learning_leaves_alone() -> None:
         torch.testing.assert_close(walk.phi["a"].norm(), real.phi["a"].norm())
 
 
+@pytest.mark.slow
 def test_the_random_walk_has_no_direction() -> None:
     steps = []
     state = start(make())
@@ -434,6 +435,7 @@ def test_a_run_with_everything_on_resumes_to_the_same_numbers(control: str) -> N
     assert {"cosine_previous", "snr", "z_max", "displacement", "scaled_norm"} <= last.diagnostics.keys()
 
 
+@pytest.mark.slow
 def test_a_phi_that_learns_is_said_to_drift() -> None:
     # A slow φ on a noisy problem: the hypergradient keeps its sign under its noise.
     class Loud(Numbered):

@@ -67,6 +67,7 @@ def test_pure_noise_is_a_random_walk(n: int) -> None:
         assert signal.verdict() == "too few φ steps to tell: 5, at least 10 are needed"
 
 
+@pytest.mark.slow
 def test_correlated_noise_is_a_random_walk_at_the_promised_level() -> None:
     # Noise of one or two directions moves all coordinates together: a binomial test of the share would call 4 to 15 % of runs
     # a drift at a nominal 0.003 %.

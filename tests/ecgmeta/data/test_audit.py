@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from data_helpers import sound_ecg, write_record, write_tree
+from scipy.signal import resample_poly
 
 from ecgmeta.data import LUDB, ArrayDataset, SyntheticCohort, audit
 from ecgmeta.data.auditing.audit import Audit, signal_notes
 from ecgmeta.data.auditing.findings import Finding
+from ecgmeta.data.records import read_record
 from ecgmeta.runtime.errors import InputError
 
 
@@ -53,10 +55,28 @@ def test_duplicates_within_the_challenge_and_none_for_s0001(challenge: Audit) ->
     assert pairs(challenge, "duplicate") == {frozenset({"E07509", "E07510"})}
 
 
+def test_s0001_under_another_name_rate_gain_and_lead_order(real_data: Path, tmp_path: Path) -> None:
+    """No real file repeats S0001 (see `test_data_duplicates`), so this one is made."""
+    path = real_data / "cinc2021/ptbxl/S0001"
+    for kind in (".hea", ".mat"):
+        shutil.copyfile(path.with_suffix(kind), tmp_path / f"S0001{kind}")
+    record = read_record(path)
+    slower = resample_poly(record.signal[::-1], 1, 2, axis=1)
+    digital = np.rint(500 * slower).astype(np.int16)
+    write_record(tmp_path / "other/JS1", digital, fs=500, leads=record.leads[::-1], gain="500/mV")
+    write_record(tmp_path / "other/JS2", sound_ecg(), fs=500)
+    assert pairs(audit(tmp_path, rhythm=0), "duplicate") == {frozenset({"S0001", "JS1"})}
+
+
+@pytest.mark.slow
 def test_ludb_by_its_own_source_is_sound_and_by_its_headers_is_not(real_data: Path) -> None:
     own = audit(real_data / "ludb", rhythm=0)
     assert own.ok
-    assert set(checks(own, "warning")) <= {"clipped", "amplitude", "electrodes"}
+    assert set(checks(own, "warning")) <= {"clipped", "amplitude", "electrodes", "stored_gain"}
+    stored = next(f.text for f in own.findings if f.check == "stored_gain")
+    assert stored.startswith(
+        "LUDB: 200 of 200 recordings, such as data/133: the limb leads miss their identities"
+    )
     plain = audit(real_data / "ludb", kind="wfdb", rhythm=0)
     assert not plain.ok
     assert checks(plain, "error") == {"gain": 200}
@@ -65,6 +85,23 @@ def test_ludb_by_its_own_source_is_sound_and_by_its_headers_is_not(real_data: Pa
     factors = 1 / np.array([1716, 1206, 1229, 1368, 1368, 698])
     said = [float(word.rstrip(",").removeprefix("×")) for word in gain.text.split() if word.startswith("×")]
     np.testing.assert_allclose(said, factors / np.median(factors), atol=0.02)
+
+
+def test_wrong_gains_in_headers_are_said_though_ludb_does_not_use_them(
+    real_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    table = pd.read_csv(real_data / "ludb/ludb.csv").iloc[:6]
+    table.to_csv(tmp_path / "ludb.csv", index=False)
+    for name in table["ID"]:
+        for kind in (".hea", ".dat"):
+            shutil.copyfile(real_data / f"ludb/data/{name}{kind}", tmp_path / f"data/{name}{kind}")
+    found = audit(tmp_path, rhythm=0)
+    assert found.ok
+    (said,) = (f.text for f in found.findings if f.check == "stored_gain")
+    assert said.startswith("LUDB: 6 of 6 recordings, such as data/")
+    assert "they hold with gains I ×" in said
+    assert checks(audit(tmp_path, kind="wfdb", rhythm=0), "error") == {"gain": 6}
 
 
 def test_ptbxl_and_challenge_below_one_folder(real_data: Path, tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from data_helpers import sound_ecg, write_parquet, write_record
 
 from ecgmeta.data import PTBXL, ArrayDataset, ECGDataset, SyntheticCohort, WFDBFolder, concat
 from ecgmeta.data.leads import limb_errors
+from ecgmeta.data.splits import overlap
 from ecgmeta.runtime.errors import InputError
 
 X = np.random.default_rng(1).standard_normal((6, 12, 100)).astype(np.float32)
@@ -45,6 +47,51 @@ def test_a_table_of_labels_brings_names_and_metadata(tmp_path: Path) -> None:
         ArrayDataset(X, TABLE[["AF", "MI"]], fs=100, label_names=["HYP"])
     with pytest.raises(InputError, match="shape"):
         ArrayDataset(X[:5], TABLE[["AF"]], fs=100)
+
+
+def test_tables_as_people_have_them(tmp_path: Path) -> None:
+    """An index that does not start at 0, a byte-order mark, Windows line ends, numbers that became floats, other words."""
+    meta = ["patient", "fold", "age"]
+    expected = ArrayDataset(X, TABLE, fs=100, meta=meta)
+    text = TABLE.to_csv(index=False)
+    (tmp_path / "bom.csv").write_bytes(text.encode("utf-8-sig"))
+    (tmp_path / "windows.csv").write_bytes(text.replace("\n", "\r\n").encode())
+    for labels in (TABLE.set_index(np.arange(100, 106)), tmp_path / "bom.csv", tmp_path / "windows.csv"):
+        data = ArrayDataset(X, labels, fs=100, meta=meta)
+        np.testing.assert_array_equal(data.labels, expected.labels)
+        pd.testing.assert_frame_equal(data.meta, expected.meta)
+    assert ArrayDataset(X, TABLE["AF"], fs=100).label_names == ("AF",)
+    # One missing number makes floats of a whole column; the patient is the same one.
+    lacking = pd.DataFrame({"patient": [15709.0, np.nan, 3, 3, 3, 3]})
+    whole = pd.DataFrame({"patient": [15709, 1, 3, 3, 3, 3]})
+    data, other = (ArrayDataset(X, fs=100, meta=table) for table in (lacking, whole))
+    assert data.meta["patient"].tolist() == ["15709", "array/1", "3", "3", "3", "3"]
+    assert overlap(data.meta, other.meta) == ["15709", "3"]
+    odd = pd.DataFrame({"age": [">89", "50", 300, None, 1.5, "nan"], "sex": ["F", "Male", "m", 1, None, "x"]})
+    data = ArrayDataset(X, fs=100, meta=odd)
+    np.testing.assert_array_equal(data.meta["age"], [90, 50, 90, np.nan, 1.5, np.nan])
+    # 1 is a woman in PTB-XL and a man elsewhere.
+    assert data.meta["sex"].tolist() == ["female", "male", "male", "unknown", "unknown", "unknown"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"signals": X.tolist()}, "signals: found a list, expected a NumPy array"),
+        ({"signals": torch.from_numpy(X)}, r"signals: found a Tensor, .*x\.numpy\(\)"),
+        ({"fs": "100"}, "fs: found '100', expected a rate in Hz"),
+        ({"leads": "II"}, r"leads: found 'II', expected a list of names, such as \['II'\]"),
+        ({"leads": ["I", "i", *"abcdefghij"]}, "leads: found I, I, .*, expected different names"),
+        ({"labels": np.array(["a"] * 6)}, "labels: .*, expected 0 and 1 only"),
+        ({"labels": pd.concat([TABLE["AF"], TABLE["AF"]], axis=1)}, "columns: found AF more than once"),
+        ({"meta": pd.DataFrame({"fold": list("aabbcc")})}, r"meta\.fold: found a, b, c, expected whole num"),
+        ({"meta": pd.DataFrame({"age": ["old"] * 6})}, "age: found 'old', expected years"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(arguments: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"signals": X, "fs": 100.0} | arguments
+    with pytest.raises(InputError, match=message):
+        ArrayDataset(**given)
 
 
 def test_what_synth_writes_is_read_in_three_lines(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from data_helpers import sound_ecg, write_record, write_tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ecgmeta.data import PTBXL, WFDBFolder
+from ecgmeta.data import PTBXL, WFDBFolder, audit
 from ecgmeta.data.labels import LUDB_DIAGNOSES, parse_scp_codes
 from ecgmeta.data.sources.ludb import LUDBSource
 from ecgmeta.data.sources.ptbxl import PTBXLSource
@@ -130,6 +131,28 @@ def test_a_number_that_is_none_is_named_with_its_row(real_data: Path, tmp_path: 
             PTBXL(root)
 
 
+def test_a_record_that_stands_twice_in_a_table_is_read_once_or_refused(
+    real_data: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "p"
+    shutil.copytree(real_data / "ptbxl_fixture", root, copy_function=shutil.copyfile)
+    table = pd.read_csv(root / "ptbxl_database.csv")
+    pd.concat([table, table.iloc[[2]]]).to_csv(root / "ptbxl_database.csv", index=False)
+    with pytest.raises(
+        InputError, match="00003_lr: rows: found a second row for it, expected one row a record"
+    ):
+        PTBXL(root)
+    for cache in (None, tmp_path / "cache"):
+        data = PTBXL(root, on_error="skip", cache=cache)
+        assert data.meta["ecg_id"].tolist() == list(range(1, 11))
+        assert len(data.skipped) == 1
+    found = [f for f in audit(root, fs=100, rhythm=0).findings if f.severity == "error"]
+    assert [(f.check, f.records) for f in found] == [("row_twice", ("records100/00000/00003_lr",))]
+    assert len(PTBXL(real_data / "ptbxl_fixture", folds=3)) == len(
+        PTBXL(real_data / "ptbxl_fixture", folds=[3])
+    )
+
+
 def test_two_diagnosis_lines_that_differ_are_refused(tmp_path: Path) -> None:
     write_record(tmp_path / "A", sound_ecg(), comments=("Age: 50", "Dx: 426783006", "Dx: 426783006"))
     assert WFDBFolder(tmp_path).labels.sum() == 1
@@ -156,6 +179,25 @@ def test_loops_pipes_and_links_to_nowhere_in_a_tree(tmp_path: Path) -> None:
         ]
     with pytest.raises(InputError, match="header"):
         WFDBFolder(root)
+
+
+def test_a_folder_of_links_to_the_databases_is_read(tmp_path: Path) -> None:
+    """Large databases live elsewhere; what two links lead to is read once, under the first name."""
+    for name in "ab":
+        write_tree(tmp_path / "elsewhere" / name, 2)
+    root = tmp_path / "root"
+    root.mkdir()
+    for link, name in (("one", "a"), ("two", "b"), ("three", "a")):
+        (root / link).symlink_to(tmp_path / "elsewhere" / name)
+    data = WFDBFolder(root)
+    expected = [f"{link}/part/R{n}" for link in ("one", "two") for n in range(2)]
+    assert data.meta["path"].tolist() == expected
+    assert audit(root, rhythm=0).summary["read"] == 4
+    one_name: Any = "II"
+    with pytest.raises(InputError, match=r"leads: found 'II', expected a list of names"):
+        WFDBFolder(root, leads=one_name)
+    with pytest.raises(InputError, match="folder: found a file, expected the root"):
+        WFDBFolder(root / "one/part/R0.hea")
 
 
 def test_a_linked_folder_counts_for_the_cache(tmp_path: Path) -> None:

@@ -196,14 +196,9 @@ def test_saving_and_loading_gives_the_same_bits_in_evaluation(name: str, norm: s
     assert f"from ecgmeta.encoders import {type(encoder).__name__}" in card
 
 
-# Seconds each, most of it in the exporter; one of each class and norm is enough for every day.
-_DAILY = {("resnet18", "batch"), ("own_networks:Maps", "batch")}
-
-
-@pytest.mark.parametrize(
-    ("name", "norm"),
-    [pytest.param(*case, marks=() if case in _DAILY else pytest.mark.slow) for case in CASES],
-)
+# Seconds each, most of it in the exporter; every day test_export.py exports one encoder, of a run.
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "norm"), CASES)
 def test_the_exported_graph_answers_as_the_encoder_for_any_batch_and_length(
     name: str, norm: str, tmp_path: Path
 ) -> None:

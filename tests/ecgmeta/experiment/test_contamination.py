@@ -27,9 +27,11 @@ NEW = range(60, 84)  # hearts that no pre-training has seen
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``a``: what is pre-trained on. ``clean``: other hearts. ``copies``: those, and some of ``a`` at another rate and gain."""
+    """``a``: what is pre-trained on, beside a header without its samples. ``clean``: other hearts. ``copies``: those, and
+    some of ``a`` at another rate and gain."""
     root = tmp_path_factory.mktemp("pool")
     write_pool(root / "a", 40)
+    (root / "a/LOST.hea").write_text((root / "a/R5.hea").read_text().replace("R5", "LOST"))
     for number in NEW:
         for folder in ("clean", "copies"):
             write(root / folder / f"N{number}", signal(number), dx=DX[number % 2])
@@ -40,7 +42,8 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     sources = (f"data.root={pool}", "data.pretrain=[wfdb:a]", "data.finetune=wfdb:a", "data.min_positives=1")
-    assert call("pretrain", "--out", folder, *TINY, *sources, *QUICK, "through=pretrain") == 0
+    skip = "data.on_error=skip"
+    assert call("pretrain", "--out", folder, *TINY, *sources, *QUICK, skip, "through=pretrain") == 0
     trained = Run.open(folder)
     cohort = load(trained.config)
     for place, row in enumerate(range(8)):  # known hearts under new names
@@ -68,8 +71,11 @@ def test_a_run_records_what_it_saw(finished: Path) -> None:
     rows = cohort.labelled(run.config.meta.labels, run.config.seed)
     assert seen.of(METAFT).records.tolist() == record_names(cohort.train.subset(rows))
     np.testing.assert_allclose(np.linalg.norm(seen.prints, axis=1), 1, atol=2e-3)
+    (skipped,) = json.loads((finished / "run.json").read_text())["skipped"]
+    assert "LOST.hea: signal file: found LOST.dat, which does not exist" in skipped
 
 
+@pytest.mark.slow
 def test_its_own_test_set_is_clean(copy: Path) -> None:
     assert call("finetune", copy, "labels=10") == 0
     assert call("evaluate", copy) == 0

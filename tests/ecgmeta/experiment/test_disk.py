@@ -89,6 +89,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path, capsys: pytest.Cap
     assert f"{tmp_path / 'run'}: Permission denied" in error_line(capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_a_half_written_checkpoint_is_named_with_the_one_before_it(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

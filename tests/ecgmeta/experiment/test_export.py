@@ -44,8 +44,9 @@ def needs_onnx() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [*(pytest.param(n, marks=pytest.mark.slow) for n in ("vit", "xresnet1d50")), "brought_along:Small"],
+    ["vit", "xresnet1d50", "brought_along:Small"],
 )
+@pytest.mark.slow
 def test_each_kind_of_encoder_learns_with_its_augmenter(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +117,7 @@ class Crooked(Encoder):
         return x + (0.001 if x.shape[0] == 1 else 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("needs_onnx")
 def test_a_graph_that_answers_otherwise_is_not_written(tmp_path: Path) -> None:
     file, records = tmp_path / "encoder.onnx", {"random": torch.zeros(2, 12, 50)}

@@ -117,7 +117,7 @@ def test_phi_that_is_not_finite_comes_back_whole_with_its_optimiser() -> None:
 )
 def test_shrinking_halves_what_is_to_blame(result: Result, kind: str, step_size: float, lr: float) -> None:
     state = _state(g=1.0)
-    guard = AugmenterGuard(Meta(on_failure="shrink"), state)
+    guard = AugmenterGuard(Meta(on_failure="shrink", step_size=1e-3), state)
     failure = guard(_report(result=result, skipped="why"))
     assert failure == Failure(kind, "why", "shrink")
     assert guard.step_size == step_size
@@ -130,7 +130,9 @@ def test_the_solver_takes_the_smaller_step_size() -> None:
     assert guard.solve(lambda u: u, v).value["w"].item() == 4.0
     guard(_report(result=Result.DIVERGED, skipped="why"))
     assert guard.solve(lambda u: u, v).value["w"].item() == 2.0
-    series = AugmenterGuard(Meta(on_failure="shrink", terms=1, step_size=0.5), _state(g=1.0))
+    series = AugmenterGuard(
+        Meta(on_failure="shrink", inverse="neumann", terms=1, step_size=0.5), _state(g=1.0)
+    )
     series(_report(result=Result.DIVERGED, skipped="why"))
     # α = 1/4, H = 2: α(1 + (1 − 2α)) v = 0.375 v
     assert series.solve(lambda u: {"w": 2 * u["w"]}, v).value["w"].item() == pytest.approx(1.5)
@@ -164,6 +166,7 @@ def _moved(folder: Path) -> set[str]:
     return {name for (name, old), new in pairs if not old.equal(new)}
 
 
+@pytest.mark.slow
 def test_a_growing_series_stops_the_run_or_is_skipped_by_the_same_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

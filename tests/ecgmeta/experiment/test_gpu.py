@@ -16,7 +16,13 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def test_a_run_on_a_gpu_takes_its_phi_steps_and_ends_in_a_report(
     tmp_path: Path, unroll: int, route: str
 ) -> None:
-    settings = ("accelerator=cuda", f"meta.unroll={unroll}", f"meta.products={route}", "meta.inverse=neumann")
+    settings = (
+        "accelerator=cuda",
+        "meta.head=steps",
+        f"meta.unroll={unroll}",
+        f"meta.products={route}",
+        "meta.inverse=neumann",
+    )
     assert pretrain(tmp_path, *settings, "through=pretrain") == 0
     lines = metrics(tmp_path)
     assert pretrain(tmp_path, *settings) == 0  # fine-tunes, evaluates and reports what is there

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import pytest
 
@@ -40,9 +42,14 @@ class Run:
     def saves(self, step: int) -> bool:
         return (step + 1) % self.every == 0 or step + 1 == self.schedule.steps
 
+    @cached_property
+    def _remaining(self) -> list[float]:
+        """From the end: the seconds of the last 0, 1, 2, ... steps."""
+        steps = reversed(range(self.schedule.steps))
+        return [0.0, *accumulate(self.duration(step) + self.save * self.saves(step) for step in steps)]
+
     def remaining(self, done: int) -> float:
-        steps = range(done, self.schedule.steps)
-        return sum(self.duration(step) + self.save * self.saves(step) for step in steps)
+        return self._remaining[self.schedule.steps - done]
 
     def errors(self, pace: Pace, clock: Clock, first: int = 0, after: float = 60.0) -> list[float]:
         """|estimate − truth| / truth at each step once ``after`` seconds have passed, while more than a tenth is left."""

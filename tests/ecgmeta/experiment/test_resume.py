@@ -120,6 +120,7 @@ def test_sigterm_while_data_are_read_exits_0(tmp_path: Path, capsys: pytest.Capt
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 def test_event_files_of_a_resumed_run_hold_every_step_once(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

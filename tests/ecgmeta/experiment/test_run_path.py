@@ -325,8 +325,8 @@ def test_a_search_keeps_the_trial_that_validates_best_and_goes_on_where_it_stopp
 
 def test_the_ridge_head_guides_with_every_metaft_record(tmp_path: Path) -> None:
     """A φ step draws from the records to train on and to validate on, and its loss is that of leaving each out."""
-    settings = ("meta.head=ridge", "meta.batch_size=40", "meta.penalty=0.5", "through=pretrain")
-    assert pretrain(tmp_path / "steps", "meta.batch_size=40", "through=pretrain") == 0
+    settings = ("meta.batch_size=40", "meta.penalty=0.5", "through=pretrain")
+    assert pretrain(tmp_path / "steps", "meta.head=steps", *settings) == 0
     assert pretrain(tmp_path / "ridge", *settings) == 0
     steps, ridge = (metrics(tmp_path / name) for name in ("steps", "ridge"))
     first = [next(line["hyper"] for line in lines if "hyper" in line) for lines in (steps, ridge)]

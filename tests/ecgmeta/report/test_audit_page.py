@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from page_tags import Page
 from rich.console import Console
 from typer.testing import CliRunner
 
-from ecgmeta.cli import app
+from ecgmeta.cli import app, main
 from ecgmeta.data import ArrayDataset, SyntheticCohort, audit
 from ecgmeta.data.auditing.audit import Audit
 from ecgmeta.report.audit import render_audit, tables, verdict, write_audit
@@ -40,8 +39,12 @@ def spoiled() -> Audit:
     return audit(stored, rhythm=5)
 
 
-def test_the_page_shows_the_findings_and_draws_the_worst(spoiled: Audit) -> None:
-    html = render_audit(spoiled)
+@pytest.fixture(scope="module")
+def html(spoiled: Audit) -> str:
+    return render_audit(spoiled)
+
+
+def test_the_page_shows_the_findings_and_draws_the_worst(html: str) -> None:
     page = Page(html)
     assert [a["id"] for a in page.all("section")] == ["findings", "pictures", "recordings", "labels"]
     for title in (
@@ -64,8 +67,7 @@ def test_the_page_shows_the_findings_and_draws_the_worst(spoiled: Audit) -> None
     assert any(a["alt"].startswith("Heart rate") for a in page.all("img"))
 
 
-def test_nothing_is_fetched_or_executed(spoiled: Audit) -> None:
-    html = render_audit(spoiled)
+def test_nothing_is_fetched_or_executed(html: str) -> None:
     page = Page(html)
     assert not page.all("script")
     assert not page.all("link")
@@ -74,8 +76,8 @@ def test_nothing_is_fetched_or_executed(spoiled: Audit) -> None:
     assert "default-src 'none'" in html
 
 
-def test_the_same_audit_gives_the_same_page(spoiled: Audit) -> None:
-    assert render_audit(spoiled) == render_audit(spoiled)
+def test_the_same_audit_gives_the_same_page(spoiled: Audit, html: str) -> None:
+    assert render_audit(spoiled) == html
 
 
 def test_an_audit_from_json_has_no_pictures_and_says_so(spoiled: Audit) -> None:
@@ -129,20 +131,16 @@ def test_exit_codes_of_the_command(real_data: Path, tmp_path: Path) -> None:
     assert "200" in text
 
 
-def test_bad_input_is_one_line_and_code_2(tmp_path: Path) -> None:
-    run = [
-        sys.executable,
-        "-m",
-        "ecgmeta",
-        "data",
-        "audit",
-        str(tmp_path / "none"),
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    done = subprocess.run(run, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert "no such folder" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_bad_input_is_one_line_and_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("data", "audit", tmp_path / "none", "--out", tmp_path / "out")
+    monkeypatch.setattr(sys, "argv", ["ecgmeta", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith("error: ")
+    assert "no such folder" in said
+    assert "Traceback" not in said
     assert not (tmp_path / "out").exists()

@@ -66,6 +66,11 @@ def stretched(hearts: SyntheticCohort) -> Card:
     return make_card(Stub(slower), hearts, before=Stub(slower, 0.5), records=10)
 
 
+@pytest.fixture(scope="module")
+def html(stretched: Card) -> str:
+    return render_card(stretched)
+
+
 def rows(card: Card) -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in summary(card)}
 
@@ -103,6 +108,7 @@ def test_a_stretch_of_a_tenth_is_measured_and_flagged(stretched: Card) -> None:
     assert beware
 
 
+@pytest.mark.slow
 def test_doubled_amplitude_moves_st_alone(hearts: SyntheticCohort) -> None:
     card = make_card(Stub(lambda x: 2 * x), hearts, records=6)
     found = rows(card)
@@ -112,6 +118,7 @@ def test_doubled_amplitude_moves_st_alone(hearts: SyntheticCohort) -> None:
     np.testing.assert_allclose([case.shift["st_V2"] for case in card.cases], originals, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_sample_is_even_and_the_same_seed_gives_the_same_card(hearts: SyntheticCohort) -> None:
     warp = LearnedWarp(12, 1.0, 100.0, lead_names=STANDARD_LEADS)
     first, again, other = (make_card(warp, hearts, records=4, seed=seed) for seed in (3, 3, 4))
@@ -149,8 +156,7 @@ def test_a_padded_end_is_not_measured(hearts: SyntheticCohort) -> None:
     assert all(case.signals.shape == (2, 12, 700) for case in card.cases)
 
 
-def test_the_page_shows_what_was_learned_before_and_after(stretched: Card) -> None:
-    html = render_card(stretched)
+def test_the_page_shows_what_was_learned_before_and_after(html: str) -> None:
     page = Page(html)
     assert [section["id"] for section in page.all("section")] == [
         "learned",
@@ -170,8 +176,7 @@ def test_the_page_shows_what_was_learned_before_and_after(stretched: Card) -> No
     assert all("25 mm/s, 10 mm/mV" in image["alt"] for image in drawn)
 
 
-def test_the_page_stands_alone(stretched: Card) -> None:
-    html = render_card(stretched)
+def test_the_page_stands_alone(html: str) -> None:
     page = Page(html)
     assert not page.all("script")
     assert not page.all("link")

@@ -61,6 +61,7 @@ def test_the_same_recording_measured_twice_does_not_shift(
         assert set(shift(first, second).values()) == {0.0}
 
 
+@pytest.mark.slow
 def test_time_stretched_by_a_tenth_is_found_as_that(
     originals: list[Measures], hearts: SyntheticCohort
 ) -> None:

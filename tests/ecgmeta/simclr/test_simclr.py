@@ -159,6 +159,7 @@ def test_the_record_losses_are_nt_xents_and_their_effects_those_of_leaving_a_rec
         assert effects[r].item() == pytest.approx(total.item() - without, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_policys_choices_get_the_derivative_of_the_expected_loss() -> None:
     """One gate, four records of two views: the exact sum over its 2⁸ outcomes against the mean of many draws."""
     # Each view's projection untouched and augmented.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from ecgmeta.runtime.errors import InputError
-from ppi_extension.data.store import EgoStore
+from ppi_extension.data.store import EgoData, EgoStore
 from ppi_extension.experiment.batches import EgoBatches
 from ppi_extension.experiment.cohort import Cohort, divide
 from ppi_extension.experiment.config import Experiment, read
@@ -120,3 +122,31 @@ def test_rules_that_read_fine_tuning_labels_get_as_many_as_phi(store: EgoStore) 
     both = len(cohort.metaft_train) + len(cohort.metaft_validation)
     assert _batches(cohort, config, split=False).train(0, 0).graphs == both
     assert _batches(cohort, config).train(0, 0).graphs == len(cohort.metaft_train)
+
+
+def test_resplit_draws_both_parts_anew_from_all_that_phi_may_see(
+    store: EgoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[NDArray[np.int64]] = []
+    collate = EgoStore.collate
+
+    def noted(self: EgoStore, rows: NDArray[np.int64], **more: Any) -> EgoData:
+        asked.append(rows)
+        return collate(self, rows, **more)
+
+    monkeypatch.setattr(EgoStore, "collate", noted)
+    config = read(
+        None, ["meta.resplit=true", "meta.unroll=2", "meta.batch_size=12", "meta.validation_size=9999"]
+    )
+    cohort = divide(store, config, 0)
+    batches = _batches(cohort, config)
+    visible = np.union1d(cohort.metaft_train, cohort.metaft_validation)
+    trained: list[set[int]] = []
+    for step, k in ((0, 0), (0, 1), (1, 0)):
+        asked.clear()
+        batches.train(step, 2 * k), batches.train(step, 2 * k + 1), batches.validation(step, k)
+        trained.append(set(np.concatenate(asked[:2]).tolist()))
+        genes = {*store.genes[list(trained[-1])]}
+        assert set(asked[2].tolist()) == {row for row in visible.tolist() if store.genes[row] not in genes}
+    assert trained[0] != trained[1] != trained[2]
+    assert set.union(*trained) & set(cohort.metaft_validation.tolist())

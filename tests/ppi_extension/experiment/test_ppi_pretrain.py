@@ -135,3 +135,21 @@ def test_the_hypergradient_is_the_same_when_a_step_is_taken_again(
         found.append([r.hyper.phi for r in training.steps() if r.hyper is not None])
     for one, other in zip(*found, strict=True):
         assert all(one[name].equal(other[name]) for name in one)
+
+
+def test_curvature_reaches_the_products_of_the_neumann_arms(
+    store: EgoStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = _training(store, tmp_path, "meta_neumann1", "meta.curvature=0.25", "meta.step_size=1e-3")
+    divide_batch, parts = training.model.problem.curvature_batch, []
+
+    def watched(batch: Any, share: float) -> Any:
+        part = divide_batch(batch, share)
+        parts.append((len(batch.center_node_idx), len(part.center_node_idx)))
+        return part
+
+    monkeypatch.setattr(training.model.problem, "curvature_batch", watched)
+    reports = [report for report in training.steps() if report.hyper is not None]
+    assert parts == [(16, 4)] * len(reports)
+    assert parts
+    assert all(report.diagnostics["inverse_iterations"] == 1 for report in reports)

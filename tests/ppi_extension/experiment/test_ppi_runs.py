@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +82,9 @@ def test_what_arms_share_and_in_what_they_differ(every: Path) -> None:
     assert permuted.sort().values.equal(learned.sort().values)
     assert float(weights(runs["supervised"].weights)["z"].abs().max()) == 0
     assert float(weights(runs["random_weights"].weights)["z"].std()) > 0.5
+    kinds = EgoStore.open(study.store).info["notes"]["kinds"]
+    known = weights(runs["oracle"].weights)["z"].tolist()
+    assert known == [4.0 if kind == "useful" else -4.0 for kind in kinds.values()]
     first = {arm: metrics(runs[arm].folder)[0]["pretrain_loss"] for arm in ARMS if arm != "none"}
     assert first["meta"] == first["supervised"] == first["random_walk"] == first["cosine"]
     assert first["retrained"] != first["meta"]  # another initialisation
@@ -253,6 +257,18 @@ def test_another_store_than_the_one_it_began_with_is_refused(
     assert pretrain(folder, store_folder, *planted) == 0
     assert pretrain(folder, store_folder, *planted, f"data.store={store_folder}") == 2
     assert "other graphs" in error_line(capsys.readouterr().err)
+
+
+def test_an_oracle_needs_to_know_what_is_useful(
+    tmp_path: Path, store: EgoStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "unknown"
+    shutil.copytree(store.folder, folder)
+    info = json.loads((folder / "info.json").read_text())
+    del info["notes"]["kinds"]
+    (folder / "info.json").write_text(json.dumps(info))
+    assert pretrain(tmp_path / "study", folder, "arms=[oracle]") == 2
+    assert "a planted problem, or a store with distractors" in error_line(capsys.readouterr().err)
 
 
 def test_separation_of_a_planted_problem(tmp_path: Path, store_folder: Path) -> None:

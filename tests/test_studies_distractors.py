@@ -1,0 +1,26 @@
+"""The study of planted distractors: which cells depend on what."""
+
+from __future__ import annotations
+
+from examples.studies.ppi_distractors import WITHOUT_PHI, Settings, tasks
+from examples.studies.study import load
+
+
+def test_cells_without_phi_do_not_depend_on_its_settings() -> None:
+    plan = load("ppi_distractors").plan
+    one, other = (
+        {
+            task.name: task.key
+            for task in tasks(Settings(plan.settings.arms, plan.settings.then, phi=phi), [0])
+        }
+        for phi in (["meta.lr=0.1"], ["meta.lr=0.2"])
+    )
+    assert one.keys() == other.keys()
+    same = {name.partition("/")[0] for name in one if one[name] == other[name]}
+    assert same == set(WITHOUT_PHI)
+
+
+def test_arms_that_take_learned_weights_share_the_configuration_of_those_that_learn_them() -> None:
+    cells = {task.arm: task.inputs for task in tasks(load("ppi_distractors").plan.settings, [0])}
+    assert cells["meta"] == cells["retrained"] == cells["permuted"] == cells["cosine"]
+    assert cells["meta"]["overrides"] != cells["supervised"]["overrides"]
