@@ -40,7 +40,7 @@ class Settings(ppi_real.Settings):
 
 
 @dataclass
-class Plan(study.Plan):
+class Plan(ppi_real.Plan):
     settings: Settings = field(default_factory=Settings)
 
 

@@ -70,13 +70,18 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
                 yield Task(arm, setting, seed, inputs | {"overrides": settings.overrides + folds})
 
 
+YOUNGER = {"resplit": False, "curvature": 1.0}
+"""Keys of ``meta`` that came after the first cells, and the values that these were run with, which are no part of their inputs."""
+
+
 def _inputs() -> dict[str, Any]:
     """What the config says, but for what does not change the numbers of a cell."""
     from ppi_extension.experiment.config import read
 
     said = asdict(read(CONFIG, []))
-    if not said["meta"]["resplit"]:  # younger than the first cells, which are as it says
-        del said["meta"]["resplit"]
+    for key, value in YOUNGER.items():
+        if said["meta"][key] == value:
+            del said["meta"][key]
     return {key: said[key] for key in ("data", "encoder", "pretrain", "meta", "finetune")}
 
 
