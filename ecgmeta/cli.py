@@ -283,10 +283,11 @@ def _print_table(results: dict[str, Any] | None) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
+    from ecgmeta.experiment.config import ARMS
     from ecgmeta.experiment.evaluate import table
 
     columns = (
-        Column("arm", min_width=11),  # no arm's name is cut where the terminal is narrow
+        Column("arm", min_width=max(map(len, ARMS))),  # no arm's name is cut where the terminal is narrow
         "protocol",
         "labels",
         "seeds",

@@ -101,9 +101,9 @@ class Signal:
         return found["z_mean_square"] > all_of_them or found["z_max"] > a_few
 
     def verdict(self) -> str:
-        """In a sentence: it drifts, it walks at random, or there are too few φ steps to tell."""
+        """In a sentence: it drifts, it walks at random, or it had too few φ steps to tell."""
         if self.count < FEWEST or not self.mean:
-            return f"too few φ steps to tell: {self.count}, at least {FEWEST} are needed"
+            return f"had too few φ steps to tell: {self.count}, at least {FEWEST} are needed"
         found, (all_of_them, a_few) = self.diagnostics(), self._thresholds()
         return (
             f"{'drifts' if self.drifts else 'walks at random'}: after {self.count} φ steps the mean of z² is "

@@ -73,7 +73,8 @@ def _summary(names: Sequence[str], runs: Sequence[Run], results: dict[str, dict[
 
 
 def _warnings(names: Sequence[str], runs: Sequence[Run], results: dict[str, dict[str, Any]]) -> list[str]:
-    lines = [f"{name}: {text}" for name, found in results.items() for text in found.get("warnings", [])]
+    said = {name: [*found.get("warnings", []), *found.get("notes", [])] for name, found in results.items()}
+    lines = [f"{name}: {text}" for name, texts in said.items() for text in texts]
     tested = {name: run.test_patients(run.later) for name, run in zip(names, runs, strict=True)}
     first = tested[names[0]]
     lines += [

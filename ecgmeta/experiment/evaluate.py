@@ -52,7 +52,12 @@ def evaluate(run: Run, cohort: Cohort, progress: Progress) -> dict[str, Any]:
         row |= _scores(run, members, other) | _labels_used(run, arms.get(arm), cohort, labels)
         rows.append(row)
     progress(len(groups), len(groups), "scoring: done")
-    results = {"reference": reference, "warnings": warnings + _rescored(rows), "rows": rows}
+    results = {
+        "reference": reference,
+        "warnings": warnings + _rescored(rows),
+        "notes": [note for note in cohort.notes if note],  # of the data: that they are synthetic, for one
+        "rows": rows,
+    }
     write_text(run.results.with_suffix(".csv"), to_csv(results))
     write_text(run.results.with_suffix(".md"), to_markdown(results))
     write_json(run.results, results)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ecgmeta.augment import paper_static
 from ecgmeta.bilevel import (
@@ -172,6 +173,13 @@ def _prepare(config: Experiment, cohort: Cohort, ranks: Ranks) -> _Training:
     arm, device = config.pretrain.arm, ranks.device
     model = build(config, cohort, arm)
     model.simclr.to(device)
+    if ranks.size > 1 and any(
+        isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in model.simclr.modules()
+    ):
+        say(
+            "batch normalisation: each process takes the statistics of its own part of a batch, so numbers are not those of "
+            "one process; encoder.norm=group has none, nor has augment.augmenter=policy with magnitudes that no network sets"
+        )
     train, validation = None, None
     if arm in LEARNING:
         train, validation = metaft(config, cohort)

@@ -63,10 +63,12 @@ def _estimate(name: str, value: float | None, ends: Sequence[float | None]) -> d
 
 
 def to_markdown(results: dict[str, Any]) -> str:
-    """A table of the macro means, the warnings before it and the notes after it."""
+    """A table of the macro means, the warnings and what is to be known of the data before it, and the notes after it."""
     lines = ["# Results", ""]
     for warning in results["warnings"]:
         lines += [f"> **{_escape(warning)}**", ""]
+    for note in results.get("notes", ()):
+        lines += [f"> {_escape(note)}", ""]
     head = ("labels", "protocol", "arm", "seeds", "macro AUROC (95 %)", f"against {results['reference']}")
     lines += [_line([*head, "average precision", ""]), _line(["---"] * (len(head) + 2))]
     notes: list[str] = []

@@ -57,6 +57,8 @@ def _sweep_line(axes: Axes, points: Points, place: int) -> Artist:
     y, low, high = (np.array([getattr(e, end) for _, e in points]) for end in ("value", "low", "high"))
     colour = PALETTE[place % len(PALETTE)]
     axes.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
+    if len(points) == 1:  # a band of one point has no width
+        axes.vlines(x, low, high, color=colour, alpha=0.4, lw=1)
     (line,) = axes.plot(
         x, y, color=colour, ls=DASHES[place % len(DASHES)], marker=MARKERS[place % len(MARKERS)], ms=4
     )

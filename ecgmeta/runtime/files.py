@@ -153,7 +153,6 @@ class MetricLog:
             checkpoint) and a half-written last line are dropped, so every step stands there once.
 
     Attributes:
-        new: first step that no earlier process has written.
         sinks: others that take the numbers of each line, too.
     """
 
@@ -161,7 +160,6 @@ class MetricLog:
         self.path = path
         lines = read_log(path) if path.exists() else []
         kept = [line for line in lines if line["step"] < start]
-        self.new = max((line["step"] + 1 for line in lines), default=0)
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.sinks: list[Sink] = []
         self._file = path.open("ab", buffering=0)  # a line is on its way when write returns, and fails there

@@ -31,11 +31,11 @@ def check_sinks(log: Log) -> None:
 def open_sinks(log: Log, run: RunFolder[Any], name: str, metrics: MetricLog) -> list[Sink]:
     """What ``log`` asks for, beside ``metrics``, the run's own log; ``name`` is how the run is shown there."""
     sinks: list[Sink] = []
+    history = read_log(metrics.path) if log.tensorboard or log.wandb else []
     if log.tensorboard:
-        sinks.append(TensorBoard(run.folder / "tensorboard", read_log(metrics.path)))
+        sinks.append(TensorBoard(run.folder / "tensorboard", history))
     if log.wandb:
-        begun = "wandb" in run.info
-        if not begun:
+        if "wandb" not in run.info:
             run.note(wandb=uuid.uuid4().hex[:12])
         sinks.append(
             WandB(
@@ -45,7 +45,7 @@ def open_sinks(log: Log, run: RunFolder[Any], name: str, metrics: MetricLog) -> 
                 mode=log.wandb_mode,
                 name=name,
                 config=asdict(run.config),
-                first=metrics.new if begun else 0,
+                history=history,
             )
         )
     return sinks

@@ -25,13 +25,11 @@ class RunFolder(Generic[Config]):
         program: the command line that makes such runs.
         free: beginnings of keys that do not change what pre-training computes: a run may be taken up again with others.
         later_keys: beginnings of keys that the stages after pre-training may be given anew.
-        keeps: whether keys that are set anew stand beside those that earlier commands have set, not in their place.
     """
 
     program: ClassVar[str]
     free: ClassVar[tuple[str, ...]]
     later_keys: ClassVar[tuple[str, ...]]
-    keeps: ClassVar[bool] = False
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder, self.config = folder, config
@@ -101,14 +99,13 @@ class RunFolder(Generic[Config]):
         write_text(self.folder / "later.yaml", to_yaml(config))
 
     def with_overrides(self, overrides: list[str]) -> Config:
-        """The configuration of the later stages with some keys set anew.
+        """The configuration of the later stages with some keys set anew; what earlier commands have set of others stays.
 
         Raises:
             InputError: a key that pre-training has fixed.
         """
         later = self.folder / "later.yaml"
-        begun = self.keeps and later.is_file()
-        config = self.read(later if begun else self.folder / "config.yaml", overrides)
+        config = self.read(later if later.is_file() else self.folder / "config.yaml", overrides)
         for key, old, new in difference(self.config, config):
             if not key.startswith(self.later_keys):
                 raise InputError(

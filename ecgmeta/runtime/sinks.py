@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -58,8 +59,7 @@ class TensorBoard:
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
         self._writer = module.SummaryWriter(log_dir=str(folder))
-        for line in history:
-            self.write(line["step"], dict(numbers({k: v for k, v in line.items() if k != "step"})))
+        _repeat(history, self)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -73,15 +73,18 @@ class TensorBoard:
 class WandB:
     """A run of Weights & Biases.
 
+    Its process hands numbers on now and then, so a run that was killed left the last ones nowhere but in its own log. They are
+    taken from there: all of them offline, where nothing knows what an earlier process left, and its files are replaced as
+    those of TensorBoard are; online those that the server lacks.
+
     Args:
         project: its project.
         id: of the run, kept by the caller, so that a resumed run goes on in the same one.
-        folder: where its files stand until they are sent.
+        folder: its files stand in ``wandb/`` there until they are sent.
         mode: ``"offline"`` sends nothing, ``wandb sync`` does later; ``"online"`` sends as it goes.
         name: shown there.
         config: shown there.
-        first: steps before it were handed over by an earlier process. Steps there only grow, and a resumed run comes to the
-            same numbers, so they are not handed over again; offline, nothing there would know of them.
+        history: lines of the metric log so far.
     """
 
     def __init__(
@@ -93,9 +96,12 @@ class WandB:
         mode: str,
         name: str,
         config: Mapping[str, Any],
-        first: int = 0,
+        history: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         module = need("wandb", "log.wandb")
+        if mode == "offline":
+            for old in (folder / "wandb").glob(f"offline-run-*-{id}"):
+                shutil.rmtree(old)
         self._run = module.init(
             project=project,
             id=id,
@@ -105,7 +111,8 @@ class WandB:
             name=name,
             config=dict(config),
         )
-        self._first = max(first, int(self._run.step))
+        self._first = int(self._run.step)  # steps there only grow; a resumed run comes to the same numbers
+        _repeat(history, self)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         if step >= self._first:
@@ -113,3 +120,8 @@ class WandB:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _repeat(history: Sequence[Mapping[str, Any]], sink: Sink) -> None:
+    for line in history:
+        sink.write(line["step"], dict(numbers({k: v for k, v in line.items() if k != "step"})))

@@ -87,7 +87,7 @@ def _deaf() -> Iterator[None]:
 def _received(connection: Connection, process: BaseProcess) -> Any:
     try:
         kind, value = connection.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):  # the latter where it died before it took its task
         process.join()
         raise RuntimeError(
             f"a process that worked died, exit code {process.exitcode}; a script that starts processes needs "

@@ -71,7 +71,7 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
 
 
 YOUNGER = {"resplit": False, "curvature": 1.0}
-"""Keys of ``meta`` that came after the first cells, and the values that these were run with, which are no part of their inputs."""
+"""Keys of ``meta`` that came after the first cells, and the values these were run with, which are no part of their inputs."""
 
 
 def _inputs() -> dict[str, Any]:

@@ -80,7 +80,6 @@ class Study(RunFolder[Experiment]):
     ``report.html``."""
 
     program, free, later_keys = "ppi-extension", _FREE, _FREE
-    keeps = True  # arms and seeds are among what later commands may set
     read = staticmethod(read)
 
     def __init__(self, folder: Path, config: Experiment) -> None:

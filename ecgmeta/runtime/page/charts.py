@@ -52,7 +52,7 @@ class Curve:
     x_label: str
     y_label: str
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
-    log_y: bool = False
+    log_y: bool = False  # where the values span a power of ten
     caption: str = ""
 
     def __post_init__(self) -> None:
@@ -137,7 +137,7 @@ def _span(estimates: Sequence[Estimate]) -> tuple[float, float]:
 def line_figure(curve: Curve) -> Figure:
     """Lines over training, told apart by colour and dash; gaps where a value is not finite."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     with style():
         figure = Figure(figsize=(WIDTH, 2.9 + _legend_excess(curve.series)), layout="constrained")
@@ -151,14 +151,22 @@ def line_figure(curve: Curve) -> Figure:
             handles += axes.plot(
                 np.asarray(x, dtype=np.float64), values, marker=marker, color=colour, ls=dash
             )
-        if curve.log_y:
+        if curve.log_y and _decades(curve) >= 1:  # within less, a logarithmic axis may have no number at all
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        if all(float(value).is_integer() for x, _ in curve.series.values() for value in x):
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # steps have no halves
         axes.grid(axis="y")
         axes.set(xlabel=clean(curve.x_label), ylabel=clean(curve.y_label))
         _legend(axes, handles, list(curve.series))
     return figure
+
+
+def _decades(curve: Curve) -> float:
+    """Powers of ten between the smallest and the largest positive value."""
+    values = [value for _, y in curve.series.values() for value in y if 0 < value < math.inf]
+    return math.log10(max(values) / min(values)) if values else 0.0
 
 
 def histogram_figure(histogram: Histogram) -> Figure:

@@ -64,7 +64,7 @@ def test_pure_noise_is_a_random_walk(n: int) -> None:
         assert found["snr_median"] == pytest.approx(0.6745 / n**0.5, rel=0.06)
         assert signal.verdict().startswith(f"walks at random: after {n} φ steps")
     else:
-        assert signal.verdict() == "too few φ steps to tell: 5, at least 10 are needed"
+        assert signal.verdict() == "had too few φ steps to tell: 5, at least 10 are needed"
 
 
 @pytest.mark.slow

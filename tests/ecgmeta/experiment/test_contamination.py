@@ -62,6 +62,13 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "copy")
 
 
+def _forget_recordings(run: Path) -> None:
+    """Let a run believe that it was pre-trained on others, so that only the prints in it can tell."""
+    for name in ("config.yaml", "later.yaml"):
+        file = run / name
+        file.write_text(file.read_text().replace("- wfdb:a", "- wfdb:clean"))
+
+
 def test_a_run_records_what_it_saw(finished: Path) -> None:
     run = Run.open(finished)
     cohort, seen = load(run.config), read_seen(run)
@@ -89,8 +96,7 @@ def test_other_data_with_known_signals_are_refused(
     """Also where the pre-training recordings are gone, and only the prints in the run can tell."""
     folder = "copies" if known else "clean"
     data = (f"data.finetune=wfdb:{folder}", "data.min_positives=1", "labels=8")
-    config = copy / "config.yaml"
-    config.write_text(config.read_text().replace("- wfdb:a", "- wfdb:clean"))
+    _forget_recordings(copy)
     before = contents(copy)
     code = call("finetune", copy, *data)
     if not known:
@@ -111,8 +117,7 @@ def test_other_data_with_known_signals_are_refused(
 def test_contamination_is_reported_everywhere_where_asked(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = copy / "config.yaml"
-    config.write_text(config.read_text().replace("- wfdb:a", "- wfdb:clean"))
+    _forget_recordings(copy)
     data = ("data.finetune=wfdb:copies", "data.min_positives=1", "labels=8", "evaluate.contaminated=report")
     assert call("finetune", copy, *data) == 0
     assert "Contaminated: test signals" in capsys.readouterr().err

@@ -78,6 +78,7 @@ def test_torchrun_pretrains_as_one_process_does(tmp_path: Path) -> None:
     for name, value in phi[0].items():
         torch.testing.assert_close(phi[1][name], value, rtol=0, atol=1e-3, msg=name)
     assert "pre-training meta" in output
+    assert "batch normalisation" not in output
     assert (
         output.count("recordings to pre-train on") == 2
     )  # each says it before it knows the other; then one speaks
@@ -85,7 +86,7 @@ def test_torchrun_pretrains_as_one_process_does(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_stop_of_one_process_stops_and_saves_both(tmp_path: Path) -> None:
-    process = _two(tmp_path / "two", "pretrain.max_steps=400", "pretrain.epochs=100")
+    process = _two(tmp_path / "two", "pretrain.max_steps=400", "pretrain.epochs=100", "encoder.norm=batch")
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and not (tmp_path / "two" / "last.ckpt").exists():
         assert process.poll() is None, process.communicate()[0]
@@ -94,6 +95,7 @@ def test_a_stop_of_one_process_stops_and_saves_both(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert "The same command goes on from here" in output
+    assert output.count("batch normalisation: each process takes the statistics of its own part") == 1
     steps = len(_lines(tmp_path / "two"))
     assert 3 <= steps < 400
 

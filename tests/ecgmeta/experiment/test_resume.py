@@ -148,14 +148,18 @@ def test_event_files_of_a_resumed_run_hold_every_step_once(tmp_path: Path) -> No
         assert len(expected) > 3
 
 
-def test_a_resumed_run_hands_wandb_no_step_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[int] = []
+def test_a_resumed_run_of_wandb_is_the_same_one_and_hands_its_whole_history_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[list[int]] = []
     ids: list[str] = []
 
     def init(**asked: Any) -> SimpleNamespace:
         ids.append(asked["id"])
         assert asked["mode"] == "offline"  # nothing is sent unless it is asked for
-        return SimpleNamespace(step=0, log=lambda data, step: taken.append(step), finish=lambda: None)
+        steps: list[int] = []
+        taken.append(steps)
+        return SimpleNamespace(step=0, log=lambda data, step: steps.append(step), finish=lambda: None)
 
     def crash(done: int, total: int, text: str) -> None:
         if done == 5 and text.startswith("pre-training"):
@@ -166,7 +170,7 @@ def test_a_resumed_run_hands_wandb_no_step_twice(tmp_path: Path, monkeypatch: py
     with watched(crash), pytest.raises(RuntimeError, match="power cut"):
         pretrain(tmp_path / "run", *options)
     assert pretrain(tmp_path / "run", *options) == 0
-    assert taken == list(range(8))
+    assert taken == [list(range(5)), list(range(8))]
     assert len(ids) == 2
     assert ids[0] == ids[1]
 

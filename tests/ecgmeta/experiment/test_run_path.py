@@ -161,10 +161,27 @@ def test_other_label_counts_are_added(copy: Path, capsys: pytest.CaptureFixture[
 def test_cells_of_other_settings_are_trained_again_and_never_mixed_in(copy: Path) -> None:
     cell = "finetune/synthetic_default-40-meta-full-0.npz"
     before = contents(copy)
-    assert call("finetune", copy, "labels=30") == 0
     assert call("finetune", copy, "finetune.lr=0.01") == 0
     assert contents(copy)[cell] != before[cell]
+    assert call("finetune", copy, "labels=30", "finetune.lr=0.02") == 0
     assert call("evaluate", copy) == 0
+    assert {row["labels"] for row in results(copy)} == {30}
+
+
+@pytest.mark.slow
+def test_later_stages_keep_what_earlier_commands_have_set(copy: Path) -> None:
+    """Scoring with an override of its own is of the cells that fine-tuning made, not of those the run began with."""
+    assert call("finetune", copy, "labels=30", "finetune.lr=0.01") == 0
+    assert call("evaluate", copy, "evaluate.bootstrap=10") == 0
+    later = Run.open(copy).later
+    assert (later.finetune.labels, later.finetune.lr, later.evaluate.bootstrap) == ([30], 0.01, 10)
+    rows = results(copy)
+    assert {row["labels"] for row in rows} == {30}
+    assert {rate for row in rows if row["protocol"] == "full" for rate in row["lrs"]} == {0.01}
+    assert (
+        pretrain(copy, COMPARE) == 0
+    )  # the command of the run itself takes everything back to its own values
+    assert Run.open(copy).later == Run.open(copy).config
     assert {row["labels"] for row in results(copy)} == {40}
 
 

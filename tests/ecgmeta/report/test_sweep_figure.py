@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
+from matplotlib.collections import LineCollection, PolyCollection
 
 from ecgmeta.report import Estimate, ReportContent, ResultRow, ResultsTable, render
 from ecgmeta.report.curves import sweep_figure
@@ -34,6 +34,12 @@ def test_lines_and_bands_are_the_estimates_and_their_intervals(panels: list[Axes
     band = next(c for c in panels[0].collections if isinstance(c, PolyCollection))
     corners = band.get_paths()[0].vertices
     assert {(100, 0.65), (100, 0.74), (500, 0.78), (500, 0.83)} <= {(x, y) for x, y in np.asarray(corners)}
+
+
+def test_one_point_alone_has_its_interval_too() -> None:
+    (axes,) = sweep_figure({"Full": {"meta": [(100, Estimate(0.7, 0.6, 0.8))]}}, ["meta"], "AUROC").axes
+    (bar,) = [c for c in axes.collections if isinstance(c, LineCollection)]
+    np.testing.assert_allclose(np.asarray(bar.get_segments()[0]), [[100, 0.6], [100, 0.8]])
 
 
 def test_axes_name_the_label_counts_and_an_arm_keeps_its_colour(panels: list[Axes]) -> None:

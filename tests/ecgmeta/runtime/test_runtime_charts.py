@@ -33,3 +33,17 @@ def test_a_long_legend_leaves_the_axes_their_place(kind: str, length: int, count
     assert legend.get_window_extent().width < figure.bbox.width
     assert axes.get_window_extent().height > 0.3 * figure.bbox.height
     assert axes.get_window_extent().width > 0.7 * figure.bbox.width
+
+
+@pytest.mark.parametrize(("values", "scale"), [([20.0, 30.0], "linear"), ([0.0, 3.0, 3000.0], "log")])
+def test_an_axis_of_values_has_numbers_on_it(values: list[float], scale: str) -> None:
+    figure = line_figure(
+        Curve("title", "step", "norm", {"meta": (range(1, len(values) + 1), values)}, log_y=True)
+    )
+    svg(figure)
+    axes = figure.axes[0]
+    assert axes.get_yscale() == scale
+    low, high = axes.get_ylim()
+    shown = [label for label in axes.get_yticklabels() if low <= label.get_position()[1] <= high]
+    assert any(label.get_text() for label in shown)
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())

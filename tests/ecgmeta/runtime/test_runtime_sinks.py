@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import struct
+import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,8 +82,8 @@ class FakeWandB(ModuleType):
         self.finished = True
 
 
-def _wandb(folder: Path, first: int = 0) -> WandB:
-    return WandB("ecg", "abc", folder, mode="offline", name="run", config={"seed": 0}, first=first)
+def _wandb(folder: Path, mode: str = "offline", history: Sequence[Mapping[str, Any]] = ()) -> WandB:
+    return WandB("ecg", "abc", folder, mode=mode, name="run", config={"seed": 0}, history=history)
 
 
 def test_a_run_of_wandb_is_offline_and_has_the_identity_it_is_given(
@@ -103,18 +109,81 @@ def test_a_run_of_wandb_is_offline_and_has_the_identity_it_is_given(
 
 
 @pytest.mark.parametrize(
-    ("fake", "first"),
-    [(FakeWandB(first=4), 0), (FakeWandB(first=0), 4)],
-    ids=["online: it knows its steps", "offline: it knows none"],
+    ("mode", "known", "expected"),
+    [("online", 2, [2, 3, 4, 5]), ("online", 5, [5]), ("offline", 0, [0, 1, 2, 3, 4, 5])],
+    ids=["online: a kill has lost some", "online: the server is ahead", "offline: nothing knows"],
 )
-def test_a_resumed_run_of_wandb_takes_no_step_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeWandB, first: int
+def test_a_resumed_run_of_wandb_gets_from_the_log_what_is_lacking_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, known: int, expected: list[int]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    sink = _wandb(tmp_path, first)
-    for step in range(2, 6):
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandB(known))
+    sink = _wandb(tmp_path, mode, [{"step": step, "loss": 1.0} for step in range(4)])
+    for step in (4, 5):
         sink.write(step, {"loss": 1.0})
-    assert [step for step, _ in fake.logged] == [4, 5]
+    fake = sys.modules["wandb"]
+    assert isinstance(fake, FakeWandB)
+    assert fake.logged == [(step, {"loss": 1.0}) for step in expected]
+
+
+def _wandb_steps(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Step and numbers of every history record in a file of W&B, which is a LevelDB log: after 7 bytes of its own, blocks of
+    32 KiB with records of checksum (4), length (2), kind (1: whole, 2 to 4: first, middle and last part) and content."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, parts, found = file.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            record, parts = wandb_internal_pb2.Record.FromString(parts), b""
+            if record.HasField("history"):
+                items = {
+                    "/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item
+                }
+                numbers = {name: value for name, value in items.items() if not name.startswith("_")}
+                found.append((record.history.step.num, numbers))
+    return found
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from ecgmeta.runtime.files import MetricLog
+from ecgmeta.runtime.sinks import WandB
+log = MetricLog(Path("metrics.jsonl"))
+log.sinks = [WandB("ecg", "abc", Path("."), mode="offline", name="run", config={"seed": 0})]
+for step in range(40):
+    log.write(step, loss=step / 2)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_files_of_wandb_itself_hold_every_step_once_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb", reason="no package wandb: pip install 'ecgmeta[wandb]'")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (first,) = tmp_path.glob("wandb/offline-run-*-abc")
+    path = tmp_path / "metrics.jsonl"
+    log = MetricLog(path, start=38)
+    log.sinks = [_wandb(tmp_path, history=read_log(path))]
+    for step in range(38, 42):
+        log.write(step, loss=step / 2, hyper={"norm": 2.5}, skipped=None)
+    log.close()
+    wandb.teardown()  # its process has then written everything
+    (file,) = tmp_path.glob("wandb/offline-run-*-abc/run-abc.wandb")
+    assert not first.exists()
+    expected = [
+        (step, {"loss": step / 2} | ({"hyper/norm": 2.5} if step >= 38 else {})) for step in range(42)
+    ]
+    assert _wandb_steps(file) == expected
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])
