@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ecgmeta.experiment.cohort import Cohort
 from ecgmeta.experiment.contamination import METAFT, contaminated, read_seen, record_names
-from ecgmeta.experiment.finetune import predictions
+from ecgmeta.experiment.finetune import planned, predictions
 from ecgmeta.experiment.run import Run
 from ecgmeta.experiment.tables import interval, ordered, to_csv, to_markdown
 from ecgmeta.runtime.errors import InputError
@@ -18,6 +18,7 @@ from ecgmeta.runtime.progress import say
 if TYPE_CHECKING:
     from ecgmeta.evaluation import CellResult
     from ecgmeta.evaluation.bootstrap import Seeds
+    from ecgmeta.evaluation.cells import Cell
 
 
 def evaluate(run: Run, cohort: Cohort, progress: Progress) -> dict[str, Any]:
@@ -34,7 +35,8 @@ def evaluate(run: Run, cohort: Cohort, progress: Progress) -> dict[str, Any]:
         InputError: no finished cells; test recordings that training has seen.
     """
     groups: dict[tuple[str, int, str, str], list[CellResult]] = defaultdict(list)
-    for found in predictions(run):
+    finished = predictions(run)
+    for found in finished:
         groups[found.cell.label_set, found.cell.labels, found.cell.protocol, found.cell.arm].append(found)
     if not groups:
         raise InputError(run.cells, "cells", "none", "results of `ecgmeta finetune`")
@@ -54,7 +56,7 @@ def evaluate(run: Run, cohort: Cohort, progress: Progress) -> dict[str, Any]:
     progress(len(groups), len(groups), "scoring: done")
     results = {
         "reference": reference,
-        "warnings": warnings + _rescored(rows) + _unfinished(rows, config.finetune.seeds),
+        "warnings": warnings + _rescored(rows) + _unfinished(planned(config, arms, cohort)[1], finished),
         "notes": [note for note in cohort.notes if note],  # of the data: that they are synthetic, for one
         "rows": rows,
     }
@@ -119,17 +121,15 @@ def _note(run: Run, arm: Run, cohort: Cohort, guided: int, labels: int, used: in
     return "; ".join(said)
 
 
-def _unfinished(rows: list[dict[str, Any]], seeds: int) -> list[str]:
-    few = [
-        f"{row['arm']}, {row['protocol']}, {row['labels']} labels"
-        for row in rows
-        if len(row["scores"]["seeds"]) < seeds
-    ]
-    if not few:
+def _unfinished(plan: list[Cell], finished: list[CellResult]) -> list[str]:
+    done = {one.cell for one in finished}
+    left = [cell for cell in plan if cell not in done]
+    if not left:
         return []
+    rows = dict.fromkeys(f"{cell.arm}, {cell.protocol}, {cell.labels} labels" for cell in left)
     return [
-        f"Fine-tuning has not finished: fewer than {seeds} seeds of {'; '.join(few)}. Means over different seeds "
-        "are no comparison; `ecgmeta finetune` goes on."
+        f"Fine-tuning has not finished: {len(left)} of {len(plan)} cells are missing ({'; '.join(rows)}). Means over "
+        "different seeds are no comparison; `ecgmeta finetune` goes on."
     ]
 
 

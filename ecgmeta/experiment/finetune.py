@@ -23,6 +23,7 @@ from ecgmeta.runtime.seeds import derive
 
 if TYPE_CHECKING:
     from ecgmeta.evaluation import Arm, CellResult
+    from ecgmeta.evaluation.cells import Cell
     from ecgmeta.evaluation.training import Settings
 
 # A random encoder has nothing to fine-tune that "none" does not; an untrained one has no features worth a frozen probe
@@ -37,7 +38,7 @@ def finetune(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
         InputError: a run that has not ended, a label with one class only, too few labelled recordings.
         Stopped: SIGINT or SIGTERM came; finished cells stand.
     """
-    from ecgmeta.evaluation.sweep import cells, run_cells
+    from ecgmeta.evaluation.sweep import run_cells
 
     runs = run.arms()
     if not runs:
@@ -49,11 +50,7 @@ def finetune(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
     for line in contaminated(config, runs, cohort):
         say(line)
     cohort = cohort.with_labels(config.finetune.label_names)
-    arms = _arms(config, runs, cohort)
-    label_set = f"{config.data.finetune.partition(':')[0]}_{config.data.labels or 'default'}"
-    plan = list(
-        cells(arms, config.finetune.labels, config.finetune.seeds, config.finetune.protocols, label_set)
-    )
+    arms, plan = planned(config, runs, cohort)
     processes = config.finetune.processes or processors()
     run_cells(
         plan,
@@ -66,6 +63,15 @@ def finetune(run: Run, cohort: Cohort, device: torch.device, progress: Progress)
         device,
         progress,
     )
+
+
+def planned(config: Experiment, runs: dict[str, Run], cohort: Cohort) -> tuple[dict[str, Arm], list[Cell]]:
+    """The arms of a run and every cell that fine-tuning them takes."""
+    from ecgmeta.evaluation.sweep import cells
+
+    arms, how = _arms(config, runs, cohort), config.finetune
+    label_set = f"{config.data.finetune.partition(':')[0]}_{config.data.labels or 'default'}"
+    return arms, list(cells(arms, how.labels, how.seeds, how.protocols, label_set))
 
 
 def check_labels(config: Experiment, cohort: Cohort) -> None:
