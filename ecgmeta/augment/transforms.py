@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ecgmeta.augment import functional
 from ecgmeta.augment.functional.noise import deviation
-from ecgmeta.augment.functional.operation import at_hand, in_cache, records_in_cache
+from ecgmeta.augment.functional.operation import at_hand, copied, in_cache, records_in_cache
 from ecgmeta.runtime.errors import InputError
 
 MIXING = ("mixup", "cutmix")
@@ -75,7 +75,7 @@ class ZeroCrop(Transform):
         self.max_fraction = max_fraction
 
     def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        return self.overwrite(x.clone(memory_format=torch.contiguous_format), generator)
+        return self.overwrite(copied(x), generator)
 
     def overwrite(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         batch, leads, n = x.shape
@@ -99,7 +99,7 @@ class WhiteNoise(Transform):
         self.max_fraction = max_fraction
 
     def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        return self.overwrite(x.clone(memory_format=torch.contiguous_format), generator)
+        return self.overwrite(copied(x), generator)
 
     def overwrite(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         level = self.max_fraction * torch.rand(
