@@ -222,7 +222,7 @@ def _read_terms(
         chosen = part.rows["category"].isin(wanted).to_numpy()
         check_go(part, "term", chosen)
         at = positions(part.rows["string_protein_id"], graph.genes)
-        chosen &= at >= 0
+        chosen = chosen & (at >= 0)  # pandas may lend its memory, to be read alone
         rows = part.rows[chosen]
         rows = rows.assign(term=rows["term"].cat.remove_unused_categories())
         genes.append(at[chosen])

@@ -67,7 +67,8 @@ def test_torchrun_pretrains_as_one_process_does(tmp_path: Path) -> None:
     for arm in ("", "compare/simclr"):
         one, two = _lines(tmp_path / "one" / arm), _lines(tmp_path / "two" / arm)
         assert [line["step"] for line in two] == [line["step"] for line in one]
-        assert [x["pretrain_loss"] for x in two] == pytest.approx([x["pretrain_loss"] for x in one], rel=1e-5)
+        # After a φ step in float32, see below.
+        assert [x["pretrain_loss"] for x in two] == pytest.approx([x["pretrain_loss"] for x in one], rel=1e-4)
     norms = [[x["hyper"]["norm"] for x in _lines(tmp_path / run) if "hyper" in x] for run in ("one", "two")]
     assert len(norms[0]) == 4
     # Equal sums in another order, in float32, which Adam then divides by numbers near 0; test_gather.py has them in float64.

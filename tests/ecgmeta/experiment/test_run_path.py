@@ -148,7 +148,7 @@ def test_other_label_counts_are_added(copy: Path, capsys: pytest.CaptureFixture[
     before = results(copy)
     assert call("finetune", copy, "labels=30") == 0
     assert call("evaluate", copy) == 0
-    assert "macro AUROC" in capsys.readouterr().out
+    assert "AUROC" in capsys.readouterr().out
     after = results(copy)
     assert [row for row in after if row["labels"] == 40] == before
     assert sum(row["labels"] == 30 for row in after) == len(before)
@@ -302,7 +302,7 @@ def test_weights_of_recordings_are_learned_saved_and_reported(tmp_path: Path) ->
     assert pretrain(tmp_path / "run", "pretrain.arm=meta_weights", "compare=[]") == 0
     weights = ExampleWeights.from_pretrained(tmp_path / "run" / "weights").all()
     assert weights.shape == (84,)
-    assert weights.unique().numel() > 40  # half of the recordings were in a φ step's batch at least once
+    assert int((weights != 1).sum()) > 40  # half of the recordings were in a φ step's batch at least once
     assert not (tmp_path / "run" / "augmenter").exists()
     assert "Learned weights of the pre-training recordings" in (tmp_path / "run" / "report.html").read_text()
 
