@@ -22,7 +22,8 @@ from ecgmeta.runtime.ranks import Ranks, find_ranks
 # A policy without a network and an encoder without batch statistics: nothing depends on which records a rank has.
 SAME = (
     *("augment.augmenter=policy", "encoder.norm=group", "meta.products=double_backward", "meta.lr=1e-3"),
-    *("through=pretrain", "compare=[simclr]"),
+    # With α this small Adam's eps hides the rounding of entries near 0, whose sign would else decide a whole step.
+    *("meta.head=steps", "meta.step_size=1e-3", "through=pretrain", "compare=[simclr]"),
 )
 TORCHRUN = [
     sys.executable,
@@ -67,8 +68,7 @@ def test_torchrun_pretrains_as_one_process_does(tmp_path: Path) -> None:
     for arm in ("", "compare/simclr"):
         one, two = _lines(tmp_path / "one" / arm), _lines(tmp_path / "two" / arm)
         assert [line["step"] for line in two] == [line["step"] for line in one]
-        # After a φ step in float32, see below.
-        assert [x["pretrain_loss"] for x in two] == pytest.approx([x["pretrain_loss"] for x in one], rel=1e-4)
+        assert [x["pretrain_loss"] for x in two] == pytest.approx([x["pretrain_loss"] for x in one], rel=1e-5)
     norms = [[x["hyper"]["norm"] for x in _lines(tmp_path / run) if "hyper" in x] for run in ("one", "two")]
     assert len(norms[0]) == 4
     # Equal sums in another order, in float32, which Adam then divides by numbers near 0; test_gather.py has them in float64.
