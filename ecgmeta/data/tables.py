@@ -14,6 +14,8 @@ OVER_89 = 90.0  # what stands for an age that a database hides as "over 89" (PTB
 _SEX = {"f": "female", "female": "female", "1": "female", "m": "male", "male": "male", "0": "male"}
 _UNKNOWN = {"", "nan", "none", "na", "n/a", "unknown", "-"}
 
+LONGEST = 30  # characters of a number; pandas breaks on one that no float can hold
+
 
 def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
     """A csv file with the columns `required`.
@@ -41,7 +43,8 @@ def whole_numbers(table: pd.DataFrame, column: str, path: Path) -> pd.Series[int
     Raises:
         InputError: anything but a whole number, with its line.
     """
-    values = pd.to_numeric(table[column], errors="coerce")
+    short = table[column].astype(str).str.len() <= LONGEST
+    values = pd.to_numeric(table[column].where(short), errors="coerce")
     wrong = (
         (values.isna() & table[column].notna())
         | (values.notna() & ~(values % 1 == 0))
