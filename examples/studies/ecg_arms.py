@@ -36,6 +36,7 @@ from ecgmeta.bilevel.products import DoubleBackward
 from ecgmeta.encoders import Encoder, create_encoder
 from ecgmeta.evaluation import finetune, linear_probe
 from ecgmeta.evaluation.bootstrap import label_auroc, macro
+from ecgmeta.evaluation.predictor import device_of
 from ecgmeta.experiment.batches import Labelled
 from ecgmeta.experiment.model import FinetuneHead
 from ecgmeta.runtime.seeds import derive, numpy_generator, seeded, torch_generator
@@ -133,6 +134,9 @@ class Records:
     def take(self, rows: slice) -> Records:
         return Records(self.x[rows], self.y[rows], self.label_names)
 
+    def to(self, device: torch.device) -> Records:
+        return Records(self.x.to(device), self.y.to(device), self.label_names)
+
 
 Encode = Callable[[Encoder, Records], Records]
 
@@ -197,7 +201,8 @@ class Batches:
         if self.crop is not None:
             starts = rng.integers(x.shape[-1] - self.crop + 1, size=len(x))
             x = torch.stack([record[:, at : at + self.crop] for record, at in zip(x, starts, strict=True)])
-        return draw_views(x, None, self.policy, generator=torch_generator(self.seed, "noise", *key))
+        generator = torch_generator(self.seed, "noise", *key, device=x.device)
+        return draw_views(x, None, self.policy, generator=generator)
 
     def _labelled(self, purpose: str, step: int, k: int, part: slice, count: int) -> Labelled:
         pool = np.arange(len(self.metaft))[part]
@@ -221,12 +226,12 @@ class Pretrained:
     path: Tensor
 
 
-def untrained(records: Tensor, seed: int) -> Encoder:
-    """The encoder that every arm of a seed starts from, normalising by the mean and SD of ``records``."""
+def untrained(records: Tensor, seed: int, name: str = "examples.studies.ecg_arms:SmallNet") -> Encoder:
+    """The encoder that every arm of a seed starts from, where ``records`` lie, normalising by their mean and SD."""
     with seeded(seed, "encoder"):
-        encoder = create_encoder("examples.studies.ecg_arms:SmallNet", leads=records.shape[1])
+        encoder = create_encoder(name, leads=records.shape[1])
     encoder.normalize.set(float(records.mean()), float(records.std()))
-    return encoder
+    return encoder.to(records.device)
 
 
 def policy_of(magnitudes: Mapping[str, float], leads: int) -> LearnedPolicy:
@@ -252,7 +257,7 @@ def pretrain(
     encoder: Encoder | None = None,
     path: Tensor | None = None,
 ) -> Pretrained:
-    """SimCLR under the magnitudes ``start``.
+    """SimCLR under the magnitudes ``start``, on the device of ``unlabelled``.
 
     Args:
         learn: ``"ours"``, ``"paper"`` or ``"random_walk"`` moves the magnitudes; ``""`` does not.
@@ -266,11 +271,14 @@ def pretrain(
         FloatingPointError: a loss is not finite.
     """
     encoder = encoder or untrained(unlabelled, seed)
-    policy = policy_of(start, unlabelled.shape[1])
+    device = unlabelled.device
+    metaft = metaft.to(device)
+    policy = policy_of(start, unlabelled.shape[1]).to(device)
     with seeded(seed, "projection head"):
-        simclr = SimCLR(encoder, policy, temperature=training.temperature)
+        simclr = SimCLR(encoder, policy, temperature=training.temperature).to(device)
     with seeded(seed, "fine-tuning head"):
-        problem = FeatureModuleProblem(simclr, head(encoder, metaft.y.shape[-1]), hyper=policy)
+        finetuned = head(encoder, metaft.y.shape[-1]).to(device)
+    problem = FeatureModuleProblem(simclr, finetuned, hyper=policy)
     batches = Batches(
         unlabelled, metaft, policy, seed, training.batch_size, meta.labels, learn == "paper", crop
     )
@@ -311,7 +319,7 @@ def _drive(
         if path is not None and report.step + 1 < len(path):
             live.copy_(path[report.step + 1].sqrt())
         taken.append(live.square())
-    return torch.stack(taken)
+    return torch.stack(taken).cpu()
 
 
 def _settings(learn: str, training: Training, meta: Meta) -> dict[str, Any]:
@@ -357,7 +365,7 @@ def score(
         train, validation = pool.take(slice(n * 4 // 5)), pool.take(slice(n * 4 // 5, n))
         predictor = finetune(
             encoder, train, validation, test, seed=derive(seed, "fine-tuning") % 2**31, epochs=scoring.epochs,
-            lr=scoring.lr, patience=None, train_norm=True,
+            lr=scoring.lr, patience=None, train_norm=True, device=device_of(encoder),
         )  # fmt: skip
         found[f"tuned {n}"] = _auroc(predictor.test_logits, test)
     return found
@@ -378,7 +386,8 @@ class _Features(nn.Module):
 def encoded(encoder: Encoder, records: Records) -> Records:
     """The same records with features for signals."""
     encoder.eval()
-    features = torch.cat([encoder(part) for part in records.x.split(250)])
+    device = device_of(encoder)
+    features = torch.cat([encoder(part.to(device)).cpu() for part in records.x.split(250)])
     return Records(features, records.y, records.label_names)
 
 

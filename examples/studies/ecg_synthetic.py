@@ -37,8 +37,7 @@ from examples.studies.ecg_arms import (
 from examples.studies.ecg_report import section
 from examples.studies.study import Result, Section, Task
 
-LEADS = ("I", "II", "V1", "V5")
-SECONDS, HZ = 4.0, 100.0
+HZ = 100.0
 SLOW, FAST = 60.0, 80.0  # beats a minute, between which a heart rate has neither label
 
 
@@ -74,20 +73,39 @@ class Sizes:
 
 
 @dataclass
+class Scale:
+    """What a larger study changes besides the numbers of records and steps.
+
+    Attributes:
+        encoder: its name, or its place in a module.
+        leads, seconds: of every recording.
+        accelerator: where encoders are trained, ``"cpu"`` or ``"cuda"``.
+    """
+
+    encoder: str = "examples.studies.ecg_arms:SmallNet"
+    leads: list[str] = field(default_factory=lambda: ["I", "II", "V1", "V5"])
+    seconds: float = 4.0
+    accelerator: str = "cpu"
+
+
+@dataclass
 class Settings:
     """What every cell follows from.
 
     Attributes:
         trials, spread: of the random search; see :func:`~examples.studies.ecg_arms.drawn`.
+        without: arms that are left out.
     """
 
     situations: dict[str, Situation] = field(default_factory=dict)
     sizes: Sizes = field(default_factory=Sizes)
+    scale: Scale = field(default_factory=Scale)
     training: Training = field(default_factory=Training)
     meta: Meta = field(default_factory=Meta)
     scoring: Scoring = field(default_factory=Scoring)
     trials: int = 2
     spread: float = 1.5
+    without: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -108,8 +126,14 @@ class Plan(study.Plan):
 
 def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
     """Seed by seed, so that a run that is stopped leaves whole comparisons."""
+    return (task for task in _all_arms(settings, seeds) if task.arm not in settings.without)
+
+
+def _all_arms(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
     common = asdict(settings)
-    del common["situations"], common["trials"], common["spread"]
+    del common["situations"], common["trials"], common["spread"], common["without"]
+    if settings.scale == Scale():  # the first study's, whose cells were run before there was another
+        del common["scale"]
     for place, seed in enumerate(seeds):
         for name, situation in settings.situations.items():
             if place >= situation.seeds:
@@ -140,14 +164,14 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
 def run(task: Task) -> Mapping[str, float]:
     """Test AUROC at each label size, and what candidates are chosen by: see :func:`~examples.studies.ecg_arms.validated`."""
     inputs = task.inputs
-    unlabelled, pool, test = cohort(json.dumps([inputs["situation"], inputs["sizes"]]), task.seed)
+    unlabelled, pool, test = _cohort(inputs, task.seed)
     metaft = pool.take(slice(inputs["sizes"]["metaft"]))
     scoring = Scoring(**inputs["scoring"])
     found = None
     if task.arm in ("no pre-training", "random encoder"):
-        encoder = untrained(unlabelled, task.seed)
+        encoder = untrained(unlabelled, task.seed, _scale(inputs).encoder)
     else:
-        found = _pretrained(task, unlabelled, metaft)
+        found = _pretrained(task)
         encoder = found.encoder
     fresh = task.arm == "no pre-training"
     if task.arm == "random encoder":  # its fine-tuning is the arm above
@@ -159,23 +183,21 @@ def run(task: Task) -> Mapping[str, float]:
     )
 
 
-def _pretrained(task: Task, unlabelled: torch.Tensor, metaft: Records) -> Pretrained:
-    inputs, start = task.inputs, task.inputs["situation"]["start"]
-    training, meta = Training(**inputs["training"]), Meta(**inputs["meta"])
+def _pretrained(task: Task) -> Pretrained:
+    inputs, seed = task.inputs, task.seed
+    start = inputs["situation"]["start"]
     if "factor" in inputs:
-        return pretrain(unlabelled, metaft, scaled(start, inputs["factor"]), task.seed, training, meta)
+        return _under(scaled(start, inputs["factor"]), inputs, seed)
     if "trial" in inputs:
-        chosen = drawn(start, inputs["spread"], task.seed, inputs["trial"])
-        return pretrain(unlabelled, metaft, chosen, task.seed, training, meta)
+        return _under(drawn(start, inputs["spread"], seed, inputs["trial"]), inputs, seed)
     if "ramp" in inputs:
-        path = ramp(start, *inputs["ramp"], steps=training.steps)
-        return pretrain(unlabelled, metaft, start, task.seed, training, meta, path=path)
+        path = ramp(start, *inputs["ramp"], steps=inputs["training"]["steps"])
+        return _under(start, inputs, seed, path=path)
     if inputs["learn"] in ("retrained", "replayed"):  # the magnitudes of the end, or those of each step
-        learned = _learned(json.dumps({**inputs, "learn": "ours"}), task.seed)
+        learned = _learned(json.dumps({**inputs, "learn": "ours"}), seed)
         path = learned.path if inputs["learn"] == "replayed" else None
-        seed = derive(task.seed, "retrained")
-        return pretrain(unlabelled, metaft, learned.magnitudes, seed, training, meta, path=path)
-    return _learned(json.dumps(dict(inputs)), task.seed)
+        return _under(learned.magnitudes, inputs, seed, path=path, initial=derive(seed, "retrained"))
+    return _learned(json.dumps(dict(inputs)), seed)
 
 
 @lru_cache(
@@ -183,30 +205,69 @@ def _pretrained(task: Task, unlabelled: torch.Tensor, metaft: Records) -> Pretra
 )  # the cell that pre-trains anew under the learned magnitudes follows the one that learned them
 def _learned(text: str, seed: int) -> Pretrained:
     inputs = json.loads(text)
-    unlabelled, pool, _ = cohort(json.dumps([inputs["situation"], inputs["sizes"]]), seed)
+    return _under(inputs["situation"]["start"], inputs, seed, learn=inputs["learn"])
+
+
+def _under(
+    magnitudes: Mapping[str, float],
+    inputs: Mapping[str, Any],
+    seed: int,
+    *,
+    learn: str = "",
+    path: torch.Tensor | None = None,
+    initial: int | None = None,
+) -> Pretrained:
+    """Pre-trained on the cohort of ``seed``; ``initial`` is the seed of weights and batches, where it is another."""
+    unlabelled, pool, _ = _cohort(inputs, seed)
     metaft = pool.take(slice(inputs["sizes"]["metaft"]))
     training, meta = Training(**inputs["training"]), Meta(**inputs["meta"])
-    start = inputs["situation"]["start"]
-    return pretrain(unlabelled, metaft, start, seed, training, meta, learn=inputs["learn"])
+    initial = seed if initial is None else initial
+    encoder = untrained(unlabelled, initial, _scale(inputs).encoder)
+    return pretrain(
+        unlabelled, metaft, magnitudes, initial, training, meta, learn=learn, path=path, encoder=encoder
+    )
+
+
+def _scale(inputs: Mapping[str, Any]) -> Scale:
+    return Scale(**inputs.get("scale", {}))
+
+
+def _cohort(inputs: Mapping[str, Any], seed: int) -> tuple[torch.Tensor, Records, Records]:
+    """Unlabelled recordings, where encoders are trained; the labelled pool; the test recordings."""
+    scale = _scale(inputs)
+    text = json.dumps([inputs["situation"], inputs["sizes"], asdict(scale)])
+    unlabelled, pool, test = cohort(text, seed)
+    return unlabelled.to(scale.accelerator), pool, test
 
 
 @lru_cache(maxsize=1)
 def cohort(text: str, seed: int) -> tuple[torch.Tensor, Records, Records]:
-    """Unlabelled recordings, the labelled pool and the test recordings of a situation and sizes, as JSON."""
-    situation, sizes = json.loads(text)
-    first, second, third = (derive(seed, "cohort", part) % 2**31 for part in ("pretrain", "pool", "test"))
-    unlabelled = _records(sizes["unlabelled"], situation["pretrain"], situation["label"], first).x
-    pool = _records(sizes["pool"], situation["finetune"], situation["label"], second)
-    return unlabelled, pool, _records(sizes["test"], situation["finetune"], situation["label"], third)
+    """Unlabelled recordings, the labelled pool and the test recordings of a situation, sizes and scale, as JSON."""
+    situation, sizes, scale = json.loads(text)
+    parts = ("pretrain", "unlabelled"), ("finetune", "pool"), ("finetune", "test")
+    names = ("pretrain", "pool", "test")
+    unlabelled, pool, test = (
+        _records(
+            sizes[size],
+            situation[stage],
+            situation["label"],
+            Scale(**scale),
+            derive(seed, "cohort", name) % 2**31,
+        )
+        for (stage, size), name in zip(parts, names, strict=True)
+    )
+    return unlabelled.x, pool, test
 
 
-def _records(n: int, nuisances: Mapping[str, Sequence[float]], label: str, seed: int) -> Records:
+def _records(
+    n: int, nuisances: Mapping[str, Sequence[float]], label: str, scale: Scale, seed: int
+) -> Records:
     levels: dict[str, Any] = {name: Level(*values) for name, values in nuisances.items()}
     off = Nuisances.none()
     made = SyntheticCohort(
-        n, fs=HZ, duration=SECONDS, seed=seed, repeat_share=0.0,
+        n, fs=HZ, duration=scale.seconds, seed=seed, repeat_share=0.0,
         nuisances=Nuisances(**{name: levels.get(name, getattr(off, name)) for name in asdict(off)}),
-    ).with_leads(LEADS)  # fmt: skip
+    ).with_leads(scale.leads)  # fmt: skip
     x, y = made[np.arange(n)]
     if label == "superclass":
         return Records(x, y, made.label_names)

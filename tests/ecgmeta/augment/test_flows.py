@@ -129,6 +129,39 @@ def test_a_gpu_gives_the_values_of_the_cpu(kind: str) -> None:
     assert own.isfinite().all()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_gives_the_derivatives_of_the_cpu(kind: str) -> None:
+    """The second one along the first, which is what a hypergradient's products are made of."""
+    augmenter, x = _augmenter(kind).double(), _x().double()
+    draw = augmenter.draw(x, torch.Generator().manual_seed(1))
+    wanted = _derivatives(augmenter, x, draw)
+    found = _derivatives(augmenter.cuda(), x.cuda(), _to_cuda(draw))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-6, atol=1e-9)
+
+
+def _derivatives(augmenter: Any, x: Tensor, draw: Any) -> list[Tensor]:
+    chosen = [p for p in augmenter.parameters() if p.ndim > 1][-1:]
+    first = torch.autograd.grad(augmenter(x, draw).square().mean(), chosen, create_graph=True)
+    second = torch.autograd.grad(first[0].square().sum(), chosen, allow_unused=True)
+    return [first[0].detach(), *(value for value in second if value is not None)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_compiles_and_autocasts_to_the_plain_one(kind: str) -> None:
+    augmenter, x = _augmenter(kind).cuda(), _x().cuda()
+    draw = augmenter.draw(x, torch.Generator("cuda").manual_seed(1))
+    plain = augmenter(x, draw)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(augmenter)(x, draw), plain, rtol=1e-3, atol=1e-3)
+    with torch.autocast("cuda", torch.bfloat16):
+        cast = augmenter(x, draw)
+    assert cast.dtype == torch.float32
+    torch.testing.assert_close(cast, plain, rtol=1e-4, atol=1e-4)
+
+
 def _to_cuda(draw: Any) -> Any:
     if isinstance(draw, Tensor):
         return draw.cuda()
