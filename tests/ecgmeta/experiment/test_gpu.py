@@ -22,6 +22,7 @@ def test_a_run_on_a_gpu_takes_its_phi_steps_and_ends_in_a_report(
         f"meta.unroll={unroll}",
         f"meta.products={route}",
         "meta.inverse=neumann",
+        "meta.step_size=1e-3",
     )
     assert pretrain(tmp_path, *settings, "through=pretrain") == 0
     lines = metrics(tmp_path)
