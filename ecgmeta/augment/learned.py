@@ -172,14 +172,11 @@ class Augmenter(nn.Module, Pretrained):
 
 
 def _averages(x: Tensor, factor: int) -> Tensor:
-    """Means of ``factor`` samples; halving again and again takes a tenth of the time of torch's pooling."""
-    rest, scale = factor, 1 / factor
-    while rest % 2 == 0:
-        x, rest = x[..., ::2] + x[..., 1::2], rest // 2
-    total = x[..., ::rest]
-    for place in range(1, rest):
-        total = total + x[..., place::rest]
-    return total * scale
+    """Means of ``factor`` samples. A matrix product of a few means at a time takes a tenth of the time of torch's pooling."""
+    n = x.shape[-1] // factor
+    block = math.gcd(n, 10)
+    weights = torch.eye(block, dtype=x.dtype, device=x.device).repeat_interleave(factor, 0) / factor
+    return (x.unflatten(-1, (n // block, factor * block)) @ weights).flatten(-2)
 
 
 class OpinionConv(nn.Conv1d):

@@ -228,12 +228,18 @@ def records_in_cache(x: Tensor) -> int:
 
 
 def at_hand(*tensors: Tensor) -> bool:
-    """Whether these are plain numbers in a CPU's memory: none needs a graph, and no compiler traces."""
-    graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return tensors[0].device.type == "cpu" and not graph and not torch.compiler.is_compiling()
+    """Whether these are plain numbers in a CPU's memory: none needs a graph, no compiler traces, no transform wraps them."""
+    if tensors[0].device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return False
+    try:
+        return all(tensor.untyped_storage() is not None for tensor in tensors)
+    except NotImplementedError:  # under torch.func
+        return False
 
 
-LARGE = 1 << 22  # bytes from which NumPy asks the system for large pages
+LARGE_PAGE = 1 << 21  # bytes; NumPy asks the system for such pages for twice as much memory, or more
 
 
 def fresh(like: Tensor, records: int) -> Tensor:
@@ -241,9 +247,14 @@ def fresh(like: Tensor, records: int) -> Tensor:
     first write to a batch takes a third of the time of its augmentation."""
     shape = (records, *like.shape[1:])
     size = math.prod(shape) * like.element_size()
-    if size < LARGE or not at_hand(like):
+    if size < 2 * LARGE_PAGE or like.dtype == torch.bfloat16 or not at_hand(like):  # unknown to NumPy
         return like.new_empty(shape)
-    return torch.from_numpy(np.empty(size, dtype=np.uint8)).view(like.dtype).view(shape)
+    # Large pages begin at multiples of their size; what lies before and behind them is never touched.
+    memory = np.empty(size + 2 * LARGE_PAGE, dtype=np.uint8)
+    first = -memory.ctypes.data % LARGE_PAGE
+    kind = like.new_empty(0).numpy().dtype
+    # Not a view to autograd: who is given it may write to it.
+    return torch.from_numpy(memory[first : first + size].view(kind).reshape(shape))
 
 
 def copied(x: Tensor) -> Tensor:
