@@ -257,11 +257,6 @@ def fresh(like: Tensor, records: int) -> Tensor:
     return torch.from_numpy(memory[first : first + size].view(kind).reshape(shape))
 
 
-def copied(x: Tensor) -> Tensor:
-    """A contiguous copy of x, to write to."""
-    return fresh(x, len(x)).copy_(x) if at_hand(x) else x.clone(memory_format=torch.contiguous_format)
-
-
 def in_cache(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """``function(*tensors)``, some records at a time: twice as fast where no graph is built and memory is not a GPU's.
 
