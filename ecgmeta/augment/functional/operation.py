@@ -189,6 +189,12 @@ def check_records(name: str, x: Tensor, leads: int = 0) -> None:
 
     More leads than samples is the other layout, (batch, samples, leads), in every real recording.
     """
+    check_layout(name, x, leads)
+    check_finite(name, x)
+
+
+def check_layout(name: str, x: Tensor, leads: int = 0) -> None:
+    """:func:`check_records` without a look at the numbers."""
     if x.ndim != 3 or x.shape[1] > x.shape[2]:
         raise InputError(
             name, "shape of x", tuple(x.shape), "(batch, leads, samples) with more samples than leads"
@@ -197,8 +203,14 @@ def check_records(name: str, x: Tensor, leads: int = 0) -> None:
         raise InputError(name, "leads of x", x.shape[1], f"{leads}: I, II, III, aVR, aVL, aVF, V1..V6")
     if not x.is_floating_point():
         raise InputError(name, "dtype of x", x.dtype, "floating point, in mV")
+
+
+def check_finite(name: str, x: Tensor, means: Tensor | None = None) -> None:
+    """Raise :class:`InputError` unless x (batch, leads, samples) is finite; ``means``, to which every sample of x contributes,
+    are fewer numbers to look at."""
     # One cheap pass; only a sum that is not finite (which may be an overflow) is worth the second.
-    if not concretely(lambda: bool(x.detach().sum().isfinite() or x.isfinite().all())):
+    total = (x if means is None else means).detach().sum()
+    if not concretely(lambda: bool(total.isfinite() or x.isfinite().all())):
         row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
         raise InputError(name, "samples of x", f"one that is not finite in record {row}", "finite mV")
 
