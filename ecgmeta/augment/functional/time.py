@@ -112,7 +112,8 @@ def _grids(positions: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _by_grid(x: Tensor, positions: Tensor) -> Tensor:
-    result, records = fresh(x, len(x)), records_in_cache(x)
+    # Fewer than elsewhere: both neighbours and the result are as large as x.
+    result, records = fresh(x, len(x)), max(1, records_in_cache(x) // 2)
     tensors = (result, x, *_grids(positions, x.shape[-1]))
     for out, part, low, high, weight in zip(*(tensor.split(records) for tensor in tensors), strict=True):
         torch.lerp(_nearest(part, low), _nearest(part, high), weight, out=out)
