@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecgmeta.augment.functional import (
-    check_records,
     displacement_statistics,
     monotone_displacement,
     random_displacement,
     sample,
 )
-from ecgmeta.augment.functional.operation import wide
+from ecgmeta.augment.functional.operation import check_finite, check_layout, wide
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.pretrained import Pretrained, read_config
 
@@ -134,13 +133,13 @@ class Augmenter(nn.Module, Pretrained):
 
     def forward(self, x: Tensor, noise: Any = None, *, generator: torch.Generator | None = None) -> Tensor:
         """``x`` augmented with ``noise`` from :meth:`draw`, drawn here where it is None; x itself in ``eval()``."""
-        self.check(x)
+        self.check(x, finite=not self.training)
         if not self.training:
             return x
         return self.augment(x, self.draw(x, generator) if noise is None else noise)
 
     def augment(self, x: Tensor, noise: Any) -> Tensor:
-        """``x``, which was checked, under ``noise``."""
+        """``x``, whose layout was checked, under ``noise``; it looks for samples that are not finite by itself."""
         raise NotImplementedError
 
     def learned(self, x: Tensor) -> list[Learned]:
@@ -151,9 +150,11 @@ class Augmenter(nn.Module, Pretrained):
         """A few numbers of φ that are worth a curve over training."""
         raise NotImplementedError
 
-    def check(self, x: Tensor) -> None:
-        """Raise :class:`InputError` unless this augmenter can take x."""
-        check_records(type(self).__name__, x)
+    def check(self, x: Tensor, *, finite: bool = True) -> None:
+        """Raise :class:`InputError` unless this augmenter can take x, and unless x is finite where that is asked for."""
+        check_layout(type(self).__name__, x)
+        if finite:
+            check_finite(type(self).__name__, x)
         if x.shape[1] != self.leads:
             raise InputError(type(self).__name__, "leads of x", x.shape[1], self.leads)
 
@@ -172,14 +173,11 @@ class Augmenter(nn.Module, Pretrained):
 
 
 def _averages(x: Tensor, factor: int) -> Tensor:
-    """Means of ``factor`` samples; halving again and again takes a tenth of the time of torch's pooling."""
-    rest, scale = factor, 1 / factor
-    while rest % 2 == 0:
-        x, rest = x[..., ::2] + x[..., 1::2], rest // 2
-    total = x[..., ::rest]
-    for place in range(1, rest):
-        total = total + x[..., place::rest]
-    return total * scale
+    """Means of ``factor`` samples. A matrix product of a few means at a time takes a tenth of the time of torch's pooling."""
+    n = x.shape[-1] // factor
+    block = math.gcd(n, 10)
+    weights = torch.eye(block, dtype=x.dtype, device=x.device).repeat_interleave(factor, 0) / factor
+    return (x.unflatten(-1, (n // block, factor * block)) @ weights).flatten(-2)
 
 
 class OpinionConv(nn.Conv1d):
@@ -265,8 +263,8 @@ class LearnedWarp(Augmenter):
         """The paper's: folding, and an initial global magnitude of 4."""
         return cls(**{"magnitude": 4.0, "variant": "paper", **settings})
 
-    def check(self, x: Tensor) -> None:
-        super().check(x)
+    def check(self, x: Tensor, *, finite: bool = True) -> None:
+        super().check(x, finite=finite)
         shortest = self.input_fs
         if self.variant == "paper":
             shortest = SHORTEST * self.input_fs / self.fs
@@ -285,6 +283,7 @@ class LearnedWarp(Augmenter):
             seen = self.resample(
                 x.to(self.global_magnitude.dtype), self.fs if self.variant == "paper" else NETWORK_HZ
             )
+            check_finite(type(self).__name__, x, means=seen)
             opinion = 2 * torch.sigmoid(self.magnitude_layer(self.net(self.normalised(seen))))
             return opinion * self.global_magnitude.square()
 

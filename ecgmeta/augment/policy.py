@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecgmeta.augment.functional import OPERATIONS, Operation
+from ecgmeta.augment.functional.operation import check_finite
 from ecgmeta.augment.learned import NETWORK_HZ, Augmenter, Learned, OpinionNetwork, evaluated
 from ecgmeta.augment.taskaug import TASKAUG_OPERATIONS
 from ecgmeta.runtime.errors import InputError
@@ -266,6 +267,7 @@ class LearnedPolicy(Augmenter):
         )
 
     def augment(self, x: Tensor, noise: Draw) -> Tensor:
+        check_finite(type(self).__name__, x)
         magnitude = self.magnitude(x, noise.kind)
         for stage, noises in enumerate(noise.noise):
             x = self._stage(x, magnitude[:, stage], noises)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ecgmeta.augment import functional
 from ecgmeta.augment.functional.noise import deviation
-from ecgmeta.augment.functional.operation import at_hand, copied, in_cache, records_in_cache
+from ecgmeta.augment.functional.operation import at_hand, fresh, in_cache, records_in_cache
 from ecgmeta.runtime.errors import InputError
 
 MIXING = ("mixup", "cutmix")
@@ -56,12 +58,49 @@ class Transform(nn.Module):
     def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         raise NotImplementedError
 
-    def overwrite(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The same of an x that nobody needs any more, in its memory where that helps."""
-        return self.work(x, generator)
+
+Step = Callable[[Tensor, slice], Tensor]
+"""Augments some records of a batch, given with their place in it: what :meth:`Piecewise.start` gives.
+
+On a CPU, where no graph is built, it may write to them, and then returns them."""
 
 
-class ZeroCrop(Transform):
+class Piecewise(Transform):
+    """Base of the transforms of a few steps over the numbers, done to some records at a time so that these stay in the cache.
+
+    Attributes:
+        draws_on: whether its steps draw, too; else all is drawn at the start.
+    """
+
+    draws_on = False
+
+    def start(self, x: Tensor, generator: torch.Generator | None) -> Step:
+        """Draw what the augmentation of x needs."""
+        raise NotImplementedError
+
+    def work(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        return _done(x, [self.start(x, generator)])
+
+
+def _done(x: Tensor, steps: Sequence[Step], *, mine: bool = False) -> Tensor:
+    """x after these steps; in its own memory if that is ``mine``."""
+    if not at_hand(x):
+        for step in steps:
+            x = step(x, slice(0, len(x)))
+        return x
+    mine = mine and x.is_contiguous()
+    result, records = x if mine else fresh(x, len(x)), records_in_cache(x)
+    for first in range(0, len(x), records):
+        rows = slice(first, first + records)
+        part = result[rows] if mine else result[rows].copy_(x[rows])
+        for step in steps:
+            made = step(part, rows)
+            if made is not part:
+                part.copy_(made)
+    return result
+
+
+class ZeroCrop(Piecewise):
     """A random stretch of each lead set to 0 mV.
 
     The paper's static pipeline: length ``U{0..T−1} // 2``, then a uniform start.
@@ -74,49 +113,54 @@ class ZeroCrop(Transform):
         super().__init__(generator)
         self.max_fraction = max_fraction
 
-    def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        return self.overwrite(copied(x), generator)
-
-    def overwrite(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def start(self, x: Tensor, generator: torch.Generator | None) -> Step:
         batch, leads, n = x.shape
         u = torch.rand(2, batch, leads, 1, generator=generator, device=x.device)
         length = (u[0] * n * self.max_fraction).long()
         start = (u[1] * (n - length + 1)).long()
-        if not at_hand(x) or not x.is_contiguous() or x.dtype == torch.bfloat16:  # unknown to NumPy
-            return functional.zero_crop(x, length, start)
-        # Lead by lead is twice as fast: torch does not vectorise what reads a mask.
-        stretches = torch.cat([start, start + length], dim=-1).view(-1, 2).tolist()
-        for lead, (first, last) in zip(x.view(-1, n).numpy(), stretches, strict=True):
-            lead[first:last] = 0
-        return x
+        if not at_hand(x) or x.dtype == torch.bfloat16:  # unknown to NumPy
+            return lambda part, rows: functional.zero_crop(part, length[rows], start[rows])
+        # Lead by lead is several times as fast: torch does not vectorise what reads a mask. (Numbers in flat lists, which
+        # Python's collector of garbage does not count: pairs would start it every few batches, for a third of a second.)
+        firsts, lasts = start.flatten().tolist(), (start + length).flatten().tolist()
+        silence = np.zeros(n, dtype=x.new_empty(0).numpy().dtype).data
+
+        def crop(part: Tensor, rows: slice) -> Tensor:
+            numbers, begin = part.view(-1).numpy().data, 0
+            own = slice(rows.start * leads, rows.stop * leads)
+            for first, last in zip(firsts[own], lasts[own], strict=True):
+                numbers[begin + first : begin + last] = silence[: last - first]
+                begin += n
+            return part
+
+        return crop
 
 
-class WhiteNoise(Transform):
+class WhiteNoise(Piecewise):
     """White noise of ``U(0, max_fraction)`` times each lead's standard deviation (the paper's static pipeline)."""
+
+    draws_on = True
 
     def __init__(self, max_fraction: float = 0.1, generator: torch.Generator | None = None) -> None:
         super().__init__(generator)
         self.max_fraction = max_fraction
 
-    def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        return self.overwrite(copied(x), generator)
-
-    def overwrite(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def start(self, x: Tensor, generator: torch.Generator | None) -> Step:
         level = self.max_fraction * torch.rand(
             *x.shape[:2], 1, generator=generator, device=x.device, dtype=x.dtype
         )
         if not at_hand(x):
             noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            return functional.OPERATIONS["white_noise"].run(x, level, noise=noise)
-        # Some records at a time, and so few steps that they stay in the cache as well.
-        records = records_in_cache(x)
-        spare = torch.empty_like(x[:records], memory_format=torch.contiguous_format)
-        for part, levels in zip(x.split(records), level.split(records), strict=True):
+            white_noise = functional.OPERATIONS["white_noise"]
+            return lambda part, rows: white_noise.run(part, level[rows], noise=noise[rows])
+        spare = torch.empty_like(x[: records_in_cache(x)], memory_format=torch.contiguous_format)
+
+        def add(part: Tensor, rows: slice) -> Tensor:
             noise = spare[: len(part)]
-            levels *= deviation(part, out=noise)
-            levels *= _fill_normal(noise, generator)
-            part.addcmul_(levels, noise)
-        return x
+            levels = level[rows].mul_(deviation(part, out=noise))
+            return part.addcmul_(levels.mul_(_fill_normal(noise, generator)), noise)
+
+        return add
 
 
 def _fill_normal(noise: Tensor, generator: torch.Generator | None) -> float:
@@ -125,18 +169,23 @@ def _fill_normal(noise: Tensor, generator: torch.Generator | None) -> float:
     In float32, where drawing it is most of the work of a static pipeline: one of the 65,536 middles of equally likely intervals
     (SD 0.99998, at most 4.33 either way), of 16 random bits each.
     """
-    if noise.dtype != torch.float32 or not torch.backends.mkl.is_available():  # whose erfinv is vectorised
+    if noise.dtype != torch.float32:
         noise.normal_(generator=generator)
         return 1.0
     words = torch.empty(-(-noise.numel() // 4), dtype=torch.int64).random_(
         -(2**63), None, generator=generator
     )
-    noise.view(-1).copy_(words.view(torch.int16)[: noise.numel()])
-    torch.add(_HALF_STEP, noise, alpha=2.0**-15, out=noise).erfinv_()
+    number = words.view(torch.uint16)[: noise.numel()].to(torch.int32)
+    torch.index_select(_middles(), 0, number, out=noise.view(-1))
     return math.sqrt(2)
 
 
-_HALF_STEP = torch.tensor(2.0**-16, dtype=torch.float32, device="cpu")
+@lru_cache(maxsize=1)
+@torch.inference_mode(False)
+def _middles() -> Tensor:
+    """The middles as ``erfinv`` gives them, in the order of 16 bits read without a sign."""
+    share = torch.arange(2**16, dtype=torch.int32).to(torch.int16).to(torch.float32) / 2**15
+    return (share + 2.0**-16).erfinv_()
 
 
 class Random(Transform):
@@ -298,14 +347,24 @@ class Compose(Transform):
 
     def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         mine = False  # the memory of x, to write to
+        steps: list[
+            Step
+        ] = []  # drawn, but not done: several are done together, while the records are in the cache
         for transform in self.transforms:
+            own = generator or getattr(transform, "generator", None)
+            piecewise = transform if isinstance(transform, Piecewise) and transform.training else None
+            if piecewise is not None:
+                steps.append(piecewise.start(x, own))
+            if steps and (piecewise is None or piecewise.draws_on):
+                x, mine, steps = _done(x, steps, mine=mine), True, []
+            if piecewise is not None:
+                continue
             if isinstance(transform, Transform) and transform.training:  # x was checked, once
-                step = transform.overwrite if mine else transform.work
-                made = step(x, generator or transform.generator)
+                made = transform.work(x, own)
                 x, mine = made, mine or made is not x
             else:
                 x, mine = transform(x, generator=generator), False
-        return x
+        return _done(x, steps, mine=mine) if steps else x
 
 
 class TwoViews(nn.Module):
@@ -320,7 +379,11 @@ class TwoViews(nn.Module):
         self.transform = transform
 
     def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        return self.transform(x, generator=generator), self.transform(x, generator=generator)
+        transform = self.transform
+        first = transform(x, generator=generator)
+        if not isinstance(transform, Transform) or not transform.training:
+            return first, transform(x, generator=generator)
+        return first, transform.work(x, generator or transform.generator)  # x was checked, once
 
 
 def paper_static(max_crop: float = 0.5, max_noise: float = 0.1) -> Compose:

@@ -189,6 +189,12 @@ def check_records(name: str, x: Tensor, leads: int = 0) -> None:
 
     More leads than samples is the other layout, (batch, samples, leads), in every real recording.
     """
+    check_layout(name, x, leads)
+    check_finite(name, x)
+
+
+def check_layout(name: str, x: Tensor, leads: int = 0) -> None:
+    """:func:`check_records` without a look at the numbers."""
     if x.ndim != 3 or x.shape[1] > x.shape[2]:
         raise InputError(
             name, "shape of x", tuple(x.shape), "(batch, leads, samples) with more samples than leads"
@@ -197,8 +203,14 @@ def check_records(name: str, x: Tensor, leads: int = 0) -> None:
         raise InputError(name, "leads of x", x.shape[1], f"{leads}: I, II, III, aVR, aVL, aVF, V1..V6")
     if not x.is_floating_point():
         raise InputError(name, "dtype of x", x.dtype, "floating point, in mV")
+
+
+def check_finite(name: str, x: Tensor, means: Tensor | None = None) -> None:
+    """Raise :class:`InputError` unless x (batch, leads, samples) is finite; ``means``, to which every sample of x contributes,
+    are fewer numbers to look at."""
     # One cheap pass; only a sum that is not finite (which may be an overflow) is worth the second.
-    if not concretely(lambda: bool(x.detach().sum().isfinite() or x.isfinite().all())):
+    total = (x if means is None else means).detach().sum()
+    if not concretely(lambda: bool(total.isfinite() or x.isfinite().all())):
         row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
         raise InputError(name, "samples of x", f"one that is not finite in record {row}", "finite mV")
 
@@ -228,12 +240,18 @@ def records_in_cache(x: Tensor) -> int:
 
 
 def at_hand(*tensors: Tensor) -> bool:
-    """Whether these are plain numbers in a CPU's memory: none needs a graph, and no compiler traces."""
-    graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return tensors[0].device.type == "cpu" and not graph and not torch.compiler.is_compiling()
+    """Whether these are plain numbers in a CPU's memory: none needs a graph, no compiler traces, no transform wraps them."""
+    if tensors[0].device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return False
+    try:
+        return all(tensor.untyped_storage() is not None for tensor in tensors)
+    except NotImplementedError:  # under torch.func
+        return False
 
 
-LARGE = 1 << 22  # bytes from which NumPy asks the system for large pages
+LARGE_PAGE = 1 << 21  # bytes; NumPy asks the system for such pages for twice as much memory, or more
 
 
 def fresh(like: Tensor, records: int) -> Tensor:
@@ -241,14 +259,14 @@ def fresh(like: Tensor, records: int) -> Tensor:
     first write to a batch takes a third of the time of its augmentation."""
     shape = (records, *like.shape[1:])
     size = math.prod(shape) * like.element_size()
-    if size < LARGE or not at_hand(like):
+    if size < 2 * LARGE_PAGE or like.dtype == torch.bfloat16 or not at_hand(like):  # unknown to NumPy
         return like.new_empty(shape)
-    return torch.from_numpy(np.empty(size, dtype=np.uint8)).view(like.dtype).view(shape)
-
-
-def copied(x: Tensor) -> Tensor:
-    """A contiguous copy of x, to write to."""
-    return fresh(x, len(x)).copy_(x) if at_hand(x) else x.clone(memory_format=torch.contiguous_format)
+    # Large pages begin at multiples of their size; what lies before and behind them is never touched.
+    memory = np.empty(size + 2 * LARGE_PAGE, dtype=np.uint8)
+    first = -memory.ctypes.data % LARGE_PAGE
+    kind = like.new_empty(0).numpy().dtype
+    # Not a view to autograd: who is given it may write to it.
+    return torch.from_numpy(memory[first : first + size].view(kind).reshape(shape))
 
 
 def in_cache(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

@@ -58,6 +58,51 @@ def test_a_position_that_is_not_a_number_gives_nan_and_not_silence() -> None:
     assert out[0, 0, 3] == 1
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 50), (60, 12, 500), (1, 1, 2), (2, 1, 1 << 19)])
+def test_sample_is_as_good_in_single_precision_with_its_derivative(shape: tuple[int, int, int]) -> None:
+    x, n = _normal(*shape, dtype=torch.float32), shape[-1]
+    positions = _between_kinks(shape[0], n).float()
+    odd = torch.tensor(
+        [-math.inf, -1e9, -2.0, -1.5, -1.0, -0.5, 0.0, n - 1, n - 0.5, n, n + 1, 1e9, math.inf]
+    )
+    positions.view(-1)[: len(odd)] = odd[: positions.numel()]
+    exact = functional.sample(x.double(), positions.double())
+    torch.testing.assert_close(functional.sample(x, positions).double(), exact, rtol=1e-5, atol=1e-5)
+    gradient = _normal(*shape, seed=4, dtype=torch.float32)
+
+    def derivative(dtype: torch.dtype, *, graph: bool = False) -> Tensor:
+        at = positions.to(dtype).requires_grad_()
+        out = functional.sample(x.to(dtype), at)
+        return torch.autograd.grad(out, at, gradient.to(dtype), create_graph=graph)[0]
+
+    for graph in (False, True):
+        found = derivative(torch.float32, graph=graph).double()
+        torch.testing.assert_close(found, derivative(torch.float64), rtol=1e-5, atol=1e-5)
+
+
+def test_what_sample_returns_may_be_written_to() -> None:
+    x, positions = _normal(120, 12, 800, dtype=torch.float32), _between_kinks(120, 800).float()
+    out = functional.sample(x, positions.requires_grad_())
+    out.mul_(2).sum().backward()
+    assert positions.grad is not None
+    at = positions.detach().requires_grad_()
+    (2 * functional.sample(x, at)).sum().backward()
+    torch.testing.assert_close(positions.grad, at.grad)
+
+
+def test_sample_under_function_transforms_is_one_record_at_a_time() -> None:
+    x, positions = _normal(40, 12, 300, dtype=torch.float32), _between_kinks(40, 300).float()
+    expected = functional.sample(x, positions)
+    several = torch.func.vmap(lambda x, at: functional.sample(x.unsqueeze(0), at.unsqueeze(0))[0])
+    torch.testing.assert_close(several(x, positions), expected)
+    batches = torch.func.vmap(functional.sample)(x.expand(3, -1, -1, -1), positions.expand(3, -1, -1))
+    torch.testing.assert_close(batches, expected.expand(3, -1, -1, -1))
+    slope = torch.func.grad(lambda at: functional.sample(x, at).square().sum())(positions)
+    at = positions.clone().requires_grad_()
+    functional.sample(x, at).square().sum().backward()
+    torch.testing.assert_close(slope, at.grad)
+
+
 def test_sample_has_correct_first_and_second_derivatives() -> None:
     inputs = (_normal(2, 3, 9).requires_grad_(), _between_kinks(2, 9).requires_grad_())
     assert gradcheck(functional.sample, inputs)

@@ -391,3 +391,17 @@ def test_a_record_of_less_than_a_second_is_refused_by_the_default() -> None:
     with pytest.raises(InputError, match="LearnedWarp: samples of x: found 99, expected at least 100"):
         _warp(variant="monotone")(_x(samples=99))
     assert _warp(variant="monotone")(_x(samples=100), generator=_generator()).shape == (4, 3, 100)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("variant", ["monotone", "paper"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_sample_that_is_not_finite_is_found(
+    variant: Literal["monotone", "paper"], value: float, training: bool
+) -> None:
+    warp, x = _warp(variant=variant).train(training), _x()
+    x[1, 2, -1] = value
+    with pytest.raises(
+        InputError, match="LearnedWarp: samples of x: found one that is not finite in record 1"
+    ):
+        warp(x)

@@ -144,7 +144,7 @@ def test_fast_noise_is_normal_and_every_number_its_own() -> None:
     assert abs(float((z * other).mean())) < 5 / n**0.5
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_crop_is_the_same_in_every_type_and_layout(dtype: torch.dtype) -> None:
     x = _x(batch=40)
     expected = ZeroCrop()(x, generator=_generator()) == 0
@@ -181,6 +181,19 @@ def test_compose_applies_its_transforms_in_order_from_one_generator() -> None:
     step_by_step = noise(crop(_x(), generator=g), generator=g)
     assert torch.equal(Compose([crop, noise])(_x(), generator=_generator(2)), step_by_step)
     assert not torch.equal(Compose([noise, crop])(_x(), generator=_generator(2)), step_by_step)
+
+
+def test_what_is_done_some_records_at_a_time_is_what_one_after_the_other_does() -> None:
+    crop, noise, x = ZeroCrop(), WhiteNoise(), _x(batch=60, samples=700)
+    for steps in ([crop, noise], [noise, crop], [crop, crop], [crop, Random("gain", 0.1), noise, noise]):
+        g, made = _generator(2), x
+        for step in steps:
+            made = step(made, generator=g)
+        assert torch.equal(Compose(steps)(x, generator=_generator(2)), made)
+    g = _generator(3)
+    one_by_one = [paper_static()(x, generator=g) for _ in range(2)]
+    for view, expected in zip(TwoViews(paper_static())(x, generator=_generator(3)), one_by_one, strict=True):
+        assert torch.equal(view, expected)
 
 
 def test_two_views_differ_and_repeat_with_their_generator() -> None:
