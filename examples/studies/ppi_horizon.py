@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from ppi_extension.experiment.cohort import Cohort
     from ppi_extension.experiment.config import Experiment
 
-LEARNED = ("lookahead", "one_step")
+LEARNED: dict[str, dict[str, bool]] = {
+    "lookahead": {},
+    "one_step": {"short": True},
+    "tied": {"tied": True},
+    "tied_one_step": {"short": True, "tied": True},
+}
+"""Arms that learn weights in rounds. Short: only the last step of a round is differentiated."""
 WHOLE = "whole runs"
 
 
@@ -36,17 +42,17 @@ class Learn:
         rounds: one φ step each.
         warm: steps before the look-ahead, with the weights as they stand.
         ahead: T, the steps that are differentiated.
-        lr: of Adam on z, against gradients of norm 1.
+        lr: SD over tasks of a step of z.
         limit: largest |z|.
-        sharpen: what z is multiplied by in the end.
+        tied: tasks share what they learn as far as their pre-training labels are alike.
     """
 
-    rounds: int = 64
-    warm: int = 100
-    ahead: int = 50
-    lr: float = 0.1
+    rounds: int = 32
+    warm: int = 200
+    ahead: int = 100
+    lr: float = 0.2
     limit: float = 3.0
-    sharpen: float = 1.0
+    tied: bool = False
 
 
 @dataclass
@@ -56,7 +62,7 @@ class Settings:
     tails: with respect to the weights of how many last steps.
     draws: of initialisation and batches, for each end.
     arms: whole runs.
-    learn: the arm ``lookahead``; ``one_step`` is the same, but that only the last step of a round is differentiated.
+    learn: of the arms that do; see :data:`LEARNED`.
     penalty: of the head that look-aheads are judged by.
     overrides, build: as in ``ppi_distractors``.
     """
@@ -84,12 +90,18 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
     }  # fmt: skip
     for seed in seeds:
         for arm in sorted(settings.arms, key=lambda arm: arm not in LEARNED):
-            how = {"learn": asdict(settings.learn)} if arm in LEARNED else {}
+            how = {"learn": asdict(_learn(settings.learn, **LEARNED[arm]))} if arm in LEARNED else {}
             yield Task(arm, WHOLE, seed, inputs | how)
         for end in sorted(settings.ends, reverse=True):
             tails = [tail for tail in settings.tails if tail <= end]
             how = {"end": end, "tails": tails, "draws": settings.draws}
             yield Task("gradient", f"end {end}", seed, inputs | how)
+
+
+def _learn(how: Learn, short: bool = False, tied: bool = False) -> Learn:
+    if short:
+        how = replace(how, warm=how.warm + how.ahead - 1, ahead=1)
+    return replace(how, tied=tied)
 
 
 def run(task: Task) -> Mapping[str, float]:
@@ -115,20 +127,22 @@ def _gradients(task: Task, ahead: Ahead, useful: Sequence[bool], rate: float) ->
         ahead.look(torch.zeros(len(useful)), draw, 0, how["end"], rate, how["tails"])
         for draw in range(how["draws"])
     ]
+    tie = ahead.likeness().double()
     found = {"metaft": sum(float(look.finetune.validation_loss) for look in looks) / len(looks)}
     for tail in how["tails"]:
         gradients = torch.stack([look.tails[tail]["z"] for look in looks]).double()
-        found |= {f"{name}|{tail}": value for name, value in _quality(gradients, useful).items()}
+        found |= {f"{name}|{tail}": value for name, value in _quality(gradients, tie, useful).items()}
     return found
 
 
-def _quality(gradients: Tensor, useful: Sequence[bool]) -> dict[str, float]:
-    """Of (draws, tasks) gradients.
+def _quality(gradients: Tensor, tie: Tensor, useful: Sequence[bool]) -> dict[str, float]:
+    """Of (draws, tasks) gradients g.
 
     ``draw`` and ``mean``: AUROC with which −g, of one draw and of the mean over draws of norm 1, tells functions from
-    distractors (a draw of norm 1, since a few draws are larger than others by orders of magnitude). ``cosine``: between two
-    draws. ``snr``: the root mean square over tasks of m/s, freed of what noise adds. ``slope`` and ``slope_sd``: change of
-    the loss along the unit vector from distractors to functions, mean and SD over draws; ``norm`` the median norm.
+    distractors (of norm 1, since a few draws are larger than the others by orders of magnitude). ``tied``: the same of the
+    mean of K²g, which is what tied tasks follow. ``cosine``: between two draws. ``snr``: the root mean square over tasks of
+    m/s, freed of what noise adds. ``slope`` and ``slope_sd``: change of the loss along the unit vector from distractors to
+    functions, mean and SD over draws. ``norm``: their median.
     """
     import torch
 
@@ -142,6 +156,7 @@ def _quality(gradients: Tensor, useful: Sequence[bool]) -> dict[str, float]:
     return {
         "draw": sum(separation(-one, useful) for one in unit) / count,
         "mean": separation(-unit.mean(0), useful),
+        "tied": separation(-tie @ (tie @ unit.mean(0)), useful),
         "cosine": float(((unit @ unit.T).sum() - count) / (count * (count - 1))),
         "snr": math.sqrt(max(0.0, float(ratio))),
         "slope": float(slopes.mean()),
@@ -197,13 +212,11 @@ def _weights(
     if task.arm == "similarity":
         return _similarity(cohort), {}
     how = Learn(**task.inputs["learn"])
-    if task.arm == "one_step":
-        how = replace(how, warm=how.warm + how.ahead - 1, ahead=1)
     z, found = torch.zeros(count), {}
     for number, z in enumerate(learn(ahead, count, how, config.pretrain.lr), start=1):
         if number & (number - 1) == 0:
             found[f"separation_{number}"] = separation(z, useful)
-    return how.sharpen * z, found
+    return z, found
 
 
 def _similarity(cohort: Cohort) -> Tensor:
@@ -211,12 +224,13 @@ def _similarity(cohort: Cohort) -> Tensor:
     pre-training may see."""
     import torch
 
-    labels = [torch.from_numpy(cohort.store.labels(kind, cohort.train)) for kind in ("pretrain", "finetune")]
-    (known, positive), (seen, wanted) = (((x >= 0).double(), (x == 1).double()) for x in labels)
-    both = (known.T @ seen).clamp(min=1)
-    p, q = positive.T @ seen / both, known.T @ wanted / both
-    spread = (p * (1 - p) * q * (1 - q)).sqrt()
-    correlation = torch.where(spread > 0, (positive.T @ wanted / both - p * q) / spread, 0.0)
+    from examples.studies.ppi_lookahead import correlations
+
+    rows = cohort.train
+    pretrain, finetune = (
+        torch.from_numpy(cohort.store.labels(kind, rows)) for kind in ("pretrain", "finetune")
+    )
+    correlation = correlations(pretrain, finetune[:, list(cohort.seen)])
     z = correlation.square().mean(1).clamp(min=1e-6).log()
     return ((z - z.mean()) / z.std()).float()
 

@@ -71,6 +71,16 @@ class Head:
         return w
 
 
+def correlations(one: Tensor, other: Tensor) -> Tensor:
+    """(A, B): Pearson's, of labels (n, A) and (n, B) of 1, 0, and below 0 where unlabelled, over the rows that both know."""
+    known, seen = (one >= 0).double(), (other >= 0).double()
+    positive, wanted = (one == 1).double(), (other == 1).double()
+    both = (known.T @ seen).clamp(min=1)
+    p, q = positive.T @ seen / both, known.T @ wanted / both
+    spread = (p * (1 - p) * q * (1 - q)).sqrt()
+    return torch.where(spread > 0, (positive.T @ wanted / both - p * q) / spread, 0.0)
+
+
 class Ahead:
     """The two-stage problem of softmax task weights, all 1 at z = 0, with θ as one vector (which is the faster to step).
 
@@ -97,6 +107,12 @@ class Ahead:
         with torch.no_grad():
             return float(self.finetune_loss({"all": flatten(detach(theta))}, {}, None))
 
+    def likeness(self) -> Tensor:
+        """(T, T): correlations of the pre-training tasks' labels, over the genes of pre-training that both know; it reads no
+        fine-tuning label."""
+        labels = torch.from_numpy(self._cohort.store.labels("pretrain", self._cohort.pretrain))
+        return correlations(labels, labels).float()
+
     def look(
         self, z: Tensor, draw: int, warm: int, steps: int, rate: float, tails: Sequence[int] = ()
     ) -> Lookahead:
@@ -120,15 +136,18 @@ class Ahead:
 
 
 def learn(ahead: Ahead, tasks: int, how: Learn, rate: float) -> Iterator[Tensor]:
-    """(tasks,): z after each round."""
-    z = torch.zeros(tasks, requires_grad=True)
-    adam = torch.optim.Adam([z], how.lr)
+    """(tasks,): z after each round, which takes a step of SD ``how.lr`` against the look-ahead's gradient.
+
+    With ``how.tied`` the parameters are β, with z = Kβ and K of :meth:`Ahead.likeness`: the gradient of β is Kg, and its step
+    moves z along K²g.
+    """
+    z = torch.zeros(tasks)
+    tie = ahead.likeness() if how.tied else torch.eye(1)
     for draw in range(how.rounds):
-        slope = ahead.look(z.detach(), draw, how.warm, how.ahead, rate).phi["z"]
+        slope = ahead.look(z, draw, how.warm, how.ahead, rate).phi["z"]
         if not bool(slope.isfinite().all()):
-            continue
-        z.grad = slope / slope.norm()
-        adam.step()
-        with torch.no_grad():
-            z.clamp_(-how.limit, how.limit)
-        yield z.detach().clone()
+            raise FloatingPointError(f"the look-ahead of round {draw} is not finite")
+        if how.tied:
+            slope = tie @ (tie @ slope)
+        z = (z - how.lr * slope / slope.std()).clamp(-how.limit, how.limit)
+        yield z
