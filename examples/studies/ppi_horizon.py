@@ -36,10 +36,11 @@ WHOLE = "whole runs"
 
 @dataclass
 class Learn:
-    """How weights are learned, in rounds: each begins from an initialisation and an order of batches of its own.
+    """How weights are learned.
 
     Attributes:
         rounds: one φ step each.
+        draws: look-aheads that a step averages over, each from an initialisation and an order of batches of its own.
         warm: steps before the look-ahead, with the weights as they stand.
         ahead: T, the steps that are differentiated.
         lr: SD over tasks of a step of z.
@@ -47,10 +48,11 @@ class Learn:
         tied: tasks share what they learn as far as their pre-training labels are alike.
     """
 
-    rounds: int = 32
+    rounds: int = 3
+    draws: int = 8
     warm: int = 200
     ahead: int = 100
-    lr: float = 0.2
+    lr: float = 1.0
     limit: float = 3.0
     tied: bool = False
 
@@ -140,7 +142,7 @@ def _quality(gradients: Tensor, tie: Tensor, useful: Sequence[bool]) -> dict[str
 
     ``draw`` and ``mean``: AUROC with which −g, of one draw and of the mean over draws of norm 1, tells functions from
     distractors (of norm 1, since a few draws are larger than the others by orders of magnitude). ``tied``: the same of the
-    mean of K²g, which is what tied tasks follow. ``cosine``: between two draws. ``snr``: the root mean square over tasks of
+    mean of KKᵀg, which is what tied tasks follow. ``cosine``: between two draws. ``snr``: the root mean square over tasks of
     m/s, freed of what noise adds. ``slope`` and ``slope_sd``: change of the loss along the unit vector from distractors to
     functions, mean and SD over draws. ``norm``: their median.
     """
@@ -156,7 +158,7 @@ def _quality(gradients: Tensor, tie: Tensor, useful: Sequence[bool]) -> dict[str
     return {
         "draw": sum(separation(-one, useful) for one in unit) / count,
         "mean": separation(-unit.mean(0), useful),
-        "tied": separation(-tie @ (tie @ unit.mean(0)), useful),
+        "tied": separation(-tie @ (tie.T @ unit.mean(0)), useful),
         "cosine": float(((unit @ unit.T).sum() - count) / (count * (count - 1))),
         "snr": math.sqrt(max(0.0, float(ratio))),
         "slope": float(slopes.mean()),
@@ -207,6 +209,12 @@ def _weights(
     count = len(useful)
     if task.arm == "uniform":
         return torch.zeros(count), {}
+    if task.arm.startswith(
+        "share_"
+    ):  # of the weight, in per cent, that functions have; as much for each of them
+        share = float(task.arm.removeprefix("share_")) / 100
+        right = torch.tensor(useful)
+        return torch.where(right, share / right.sum(), (1 - share) / (~right).sum()).log(), {}
     if task.arm == "oracle":
         return (2 * torch.tensor(useful).float() - 1) * config.meta.limit, {}
     if task.arm == "similarity":
@@ -214,8 +222,7 @@ def _weights(
     how = Learn(**task.inputs["learn"])
     z, found = torch.zeros(count), {}
     for number, z in enumerate(learn(ahead, count, how, config.pretrain.lr), start=1):
-        if number & (number - 1) == 0:
-            found[f"separation_{number}"] = separation(z, useful)
+        found[f"separation_{number}"] = separation(z, useful)
     return z, found
 
 

@@ -108,10 +108,11 @@ class Ahead:
             return float(self.finetune_loss({"all": flatten(detach(theta))}, {}, None))
 
     def likeness(self) -> Tensor:
-        """(T, T): correlations of the pre-training tasks' labels, over the genes of pre-training that both know; it reads no
-        fine-tuning label."""
+        """(T, T): K, correlations of the pre-training tasks' labels over the genes that both know, each row with norm 1, so
+        that a task of a large family counts no more than others. It reads no fine-tuning label."""
         labels = torch.from_numpy(self._cohort.store.labels("pretrain", self._cohort.pretrain))
-        return correlations(labels, labels).float()
+        found = correlations(labels, labels)
+        return (found / found.norm(dim=1, keepdim=True)).float()
 
     def look(
         self, z: Tensor, draw: int, warm: int, steps: int, rate: float, tails: Sequence[int] = ()
@@ -138,16 +139,19 @@ class Ahead:
 def learn(ahead: Ahead, tasks: int, how: Learn, rate: float) -> Iterator[Tensor]:
     """(tasks,): z after each round, which takes a step of SD ``how.lr`` against the look-ahead's gradient.
 
-    With ``how.tied`` the parameters are β, with z = Kβ and K of :meth:`Ahead.likeness`: the gradient of β is Kg, and its step
-    moves z along K²g.
+    With ``how.tied`` the parameters are β, with z = Kβ and K of :meth:`Ahead.likeness`: the gradient of β is Kᵀg, and its
+    step moves z along KKᵀg.
     """
     z = torch.zeros(tasks)
-    tie = ahead.likeness() if how.tied else torch.eye(1)
-    for draw in range(how.rounds):
-        slope = ahead.look(z, draw, how.warm, how.ahead, rate).phi["z"]
-        if not bool(slope.isfinite().all()):
-            raise FloatingPointError(f"the look-ahead of round {draw} is not finite")
-        if how.tied:
-            slope = tie @ (tie @ slope)
+    tie = ahead.likeness() if how.tied else None
+    for number in range(how.rounds):
+        slope = torch.zeros(tasks)
+        for draw in range(number * how.draws, (number + 1) * how.draws):
+            one = ahead.look(z, draw, how.warm, how.ahead, rate).phi["z"]
+            if not bool(one.isfinite().all()):
+                raise FloatingPointError(f"the look-ahead of draw {draw} is not finite")
+            slope += one / one.norm()  # a few draws are larger than the others by orders of magnitude
+        if tie is not None:
+            slope = tie @ (tie.T @ slope)
         z = (z - how.lr * slope / slope.std()).clamp(-how.limit, how.limit)
         yield z
