@@ -48,8 +48,8 @@ class Learn:
         tied: tasks share what they learn as far as their pre-training labels are alike.
     """
 
-    rounds: int = 3
-    draws: int = 8
+    rounds: int = 2
+    draws: int = 12
     warm: int = 200
     ahead: int = 100
     lr: float = 1.0
