@@ -144,7 +144,7 @@ def _quality(gradients: Tensor, tie: Tensor, useful: Sequence[bool]) -> dict[str
     distractors (of norm 1, since a few draws are larger than the others by orders of magnitude). ``tied``: the same of the
     mean of KKᵀg, which is what tied tasks follow. ``cosine``: between two draws. ``snr``: the root mean square over tasks of
     m/s, freed of what noise adds. ``slope`` and ``slope_sd``: change of the loss along the unit vector from distractors to
-    functions, mean and SD over draws. ``norm``: their median.
+    functions, mean and SD over draws; ``right`` the share of draws in which it falls. ``norm``: the median over draws.
     """
     import torch
 
@@ -163,6 +163,7 @@ def _quality(gradients: Tensor, tie: Tensor, useful: Sequence[bool]) -> dict[str
         "snr": math.sqrt(max(0.0, float(ratio))),
         "slope": float(slopes.mean()),
         "slope_sd": float(slopes.std()),
+        "right": float((slopes < 0).double().mean()),
         "norm": float(norms.median()),
     }
 

@@ -68,8 +68,9 @@ def section(plan: Plan, results: Sequence[Result]) -> Section:
         "last steps that are differentiated: the AUROC with which the mean of the draws tells functions from distractors "
         "(that of one draw; that of the mean after tying).",
         _gradient_table(found, "{mean} ({draw}; {tied})"),
-        "Cosine between two draws, signal-to-noise ratio, and median norm of the same:",
-        _gradient_table(found, "{cosine}; {snr}; {norm}"),
+        "Cosine between two draws, signal-to-noise ratio, share of draws in which the loss falls as weight goes from "
+        "distractors to functions, and median norm of the same:",
+        _gradient_table(found, "{cosine}; {snr}; {right}; {norm}"),
     ]
     figures = {}
     if found.gradient(max(found.settings.ends, default=0), SHORT, "mean"):
@@ -188,7 +189,7 @@ def _whole_table(found: Found) -> str:
 
 
 def _gradient_table(found: Found, cell: str) -> str:
-    names = ("mean", "draw", "tied", "cosine", "snr", "norm")
+    names = ("mean", "draw", "tied", "cosine", "snr", "right", "norm")
 
     def text(end: int, tail: int) -> str:
         values = {name: mean(found.gradient(end, tail, name)).value for name in names}
