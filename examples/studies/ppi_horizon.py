@@ -43,13 +43,13 @@ class Learn:
         draws: look-aheads that a step averages over, each from an initialisation and an order of batches of its own.
         warm: steps before the look-ahead, with the weights as they stand.
         ahead: T, the steps that are differentiated.
-        lr: SD over tasks of a step of z.
+        lr: SD over tasks of the first step of z; the n-th is 1/n of it, since ever more of its direction is noise.
         limit: largest |z|.
         tied: tasks share what they learn as far as their pre-training labels are alike.
     """
 
-    rounds: int = 2
-    draws: int = 12
+    rounds: int = 4
+    draws: int = 10
     warm: int = 200
     ahead: int = 100
     lr: float = 1.0

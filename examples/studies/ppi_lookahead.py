@@ -137,7 +137,7 @@ class Ahead:
 
 
 def learn(ahead: Ahead, tasks: int, how: Learn, rate: float) -> Iterator[Tensor]:
-    """(tasks,): z after each round, which takes a step of SD ``how.lr`` against the look-ahead's gradient.
+    """(tasks,): z after each round, which takes a step of SD ``how.lr`` / round against the look-aheads' mean gradient.
 
     With ``how.tied`` the parameters are β, with z = Kβ and K of :meth:`Ahead.likeness`: the gradient of β is Kᵀg, and its
     step moves z along KKᵀg.
@@ -153,5 +153,5 @@ def learn(ahead: Ahead, tasks: int, how: Learn, rate: float) -> Iterator[Tensor]
             slope += one / one.norm()  # a few draws are larger than the others by orders of magnitude
         if tie is not None:
             slope = tie @ (tie.T @ slope)
-        z = (z - how.lr * slope / slope.std()).clamp(-how.limit, how.limit)
+        z = (z - how.lr / (number + 1) * slope / slope.std()).clamp(-how.limit, how.limit)
         yield z
