@@ -49,10 +49,10 @@ class Learn:
     """
 
     rounds: int = 4
-    draws: int = 10
+    draws: int = 8
     warm: int = 200
-    ahead: int = 100
-    lr: float = 1.0
+    ahead: int = 200
+    lr: float = 1.5
     limit: float = 3.0
     tied: bool = False
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from examples.studies.ppi_horizon import Plan
 
 UNIFORM, ORACLE = "uniform", "oracle"
-SHORT, LONG, LATE, EARLY = 1, 100, (400, 800), 200
+SHORT, LONG, LATE, EARLY = 1, 200, (400, 800), 200
 SEPARATED, SHARE = 0.8, 0.8
 Values = Mapping[int, float]
 
