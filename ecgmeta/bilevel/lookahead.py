@@ -1,12 +1,12 @@
 """What φ does further on: the fine-tuning loss after many pre-training steps, differentiated through every one of them.
 
-A hypergradient of two-stage pre-training sees what φ does in the next step. Where a task costs or saves room in an encoder that
-hundreds of steps fill, that can be little, or the opposite of what it comes to (``examples/studies/ppi_horizon``). Here φ is held
-over T steps
+A hypergradient of two-stage pre-training sees what φ does in the next step. Where a task costs or saves room in an encoder
+that hundreds of steps fill, that can be little, or the opposite of what it comes to (``examples/studies/ppi_horizon``). Here φ
+is held over T steps
 
     θ_{k+1} = opt(θ_k, ∂L_PT(θ_k, φ; batch k)/∂θ),    dL_FT-val(FT(θ_T))/dφ    through all of them,
 
-backwards one step at a time, each rebuilt when its turn comes: three to four times the time of the steps, and the memory of one
+backwards one step at a time, each rebuilt when its turn comes: two to four times the time of the steps, and the memory of one
 step's activations beside T copies of θ and of the optimiser's state. It says nothing where training is chaotic, as Adam's first
 steps from initialisation are: there derivatives grow from step to step, and the mean over draws does not settle. So begin from
 an encoder that has trained a little, and average over draws, each scaled to norm 1, as a few are far larger than the others.
