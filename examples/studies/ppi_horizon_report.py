@@ -227,6 +227,7 @@ def _figure(found: Found) -> Figure:
             axes.set_xscale("log")
             axes.set_title(title, fontsize=9, loc="left")
             axes.set_xlabel("steps looked ahead", fontsize=9)
+        figure.supylabel("AUROC", fontsize=9)
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper right", ncols=3, fontsize=8)
     return figure
