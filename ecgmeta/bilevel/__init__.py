@@ -19,6 +19,7 @@ from ecgmeta.bilevel.inverse import (
     Solver,
     adam_preconditioner,
 )
+from ecgmeta.bilevel.lookahead import Lookahead, lookahead
 from ecgmeta.bilevel.loop import Report, Schedule, meta_train
 from ecgmeta.bilevel.optimizers import SGD, Adam, Optimizer
 from ecgmeta.bilevel.paper import paper
@@ -52,6 +53,7 @@ __all__ = [
     "Identity",
     "ImplicitHead",
     "LoaderBatches",
+    "Lookahead",
     "LowPrecision",
     "MetaState",
     "MicroBatches",
@@ -73,6 +75,7 @@ __all__ = [
     "choose_products",
     "hypergradient",
     "lanczos",
+    "lookahead",
     "meta_train",
     "paper",
 ]

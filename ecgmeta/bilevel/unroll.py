@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -156,21 +156,73 @@ def _differentiate(
 
     The trajectory is the same on every rank; derivatives with respect to what is shared are left for the caller to reduce.
     """
-    trajectory: list[tuple[Tree, State]] = []
-    train_losses = []
-    for loss in losses[:-1]:
-        trajectory.append((params, state))
-        nodes = leaves(params)
-        value = loss(shared, nodes)
-        train_losses.append(value.detach())
-        new, new_state = optimizer.update(params, reduce(gradient(value, nodes)), state)
-        params, state = detach(new), {name: detach(tree) for name, tree in new_state.items()}
-    shared_nodes, nodes = leaves(shared), leaves(params)
+    path = walk(losses[:-1], optimizer, shared, params, state, reduce)
+    shared_nodes, nodes = leaves(shared), leaves(path.params)
     value = losses[-1](shared_nodes, nodes)
     both = gradient(value, _prefix("s", shared_nodes) | _prefix("p", nodes))
-    total, bar = _strip("s", both), reduce(_strip("p", both))
-    state_bar = {name: zeros_like(tree) for name, tree in state.items()}
-    for loss, (before, state_before) in zip(reversed(losses[:-1]), reversed(trajectory), strict=True):
+    total, end = _strip("s", both), reduce(_strip("p", both))
+    through, start = zeros_like(total), end
+    for found in walk_back(losses[:-1], optimizer, shared, path, end, reduce):
+        through, start = found
+    return _Passed(value.detach(), path.losses, axpy(1.0, through, total), start)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Optimiser steps that were taken.
+
+    Attributes:
+        points: parameters and optimiser's state before each.
+        losses: before each.
+        params, state: after the last.
+    """
+
+    points: list[tuple[Tree, State]]
+    losses: tuple[Tensor, ...]
+    params: Tree
+    state: State
+
+
+def walk(
+    losses: Sequence[Callable[[Tree, Tree], Tensor]],
+    optimizer: Optimizer,
+    shared: Tree,
+    params: Tree,
+    state: State,
+    reduce: Reduce = local,
+) -> Walk:
+    """A step along each of ``losses``, functions of what they share and of the parameters; no graph is kept."""
+    points: list[tuple[Tree, State]] = []
+    values = []
+    for loss in losses:
+        points.append((params, state))
+        nodes = leaves(params)
+        value = loss(shared, nodes)
+        values.append(value.detach())
+        new, new_state = optimizer.update(params, reduce(gradient(value, nodes)), state)
+        params, state = detach(new), {name: detach(tree) for name, tree in new_state.items()}
+    return Walk(points, tuple(values), params, state)
+
+
+def walk_back(
+    losses: Sequence[Callable[[Tree, Tree], Tensor]],
+    optimizer: Optimizer,
+    shared: Tree,
+    path: Walk,
+    bar: Tree,
+    reduce: Reduce = local,
+) -> Iterator[tuple[Tree, Tree]]:
+    """Reverse accumulation over a walk, from the derivative ``bar`` with respect to where it ended.
+
+    Each step is rebuilt when its turn comes, so the memory of activations does not grow with their number.
+
+    Yields:
+        After each step back: the derivative with respect to what is shared, by way of the steps since, and that with respect
+        to the parameters where they began.
+    """
+    total = zeros_like(shared)
+    state_bar = {name: zeros_like(tree) for name, tree in path.state.items()}
+    for loss, (before, state_before) in zip(reversed(losses), reversed(path.points), strict=True):
         shared_nodes, nodes = leaves(shared), leaves(before)
         slope = gradient(loss(shared_nodes, nodes), nodes, create_graph=True)
         direct, slope_bar, state_bar = _through_update(
@@ -183,7 +235,7 @@ def _differentiate(
         )
         total = axpy(1.0, _strip("s", back), total)
         bar = axpy(1.0, reduce(_strip("p", back)), direct)
-    return _Passed(value.detach(), tuple(train_losses), total, bar)
+        yield total, bar
 
 
 def _through_update(

@@ -62,7 +62,7 @@ class Plan(study.Plan):
 
 def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
     """Seed by seed, so that a study cut short has whole comparisons; first the arms that matter most."""
-    inputs = {"build": asdict(settings.build), "config": _inputs(), "overrides": settings.overrides}
+    inputs = {"build": asdict(settings.build), "config": inputs_of_config(), "overrides": settings.overrides}
     for arms, setting in ((settings.arms, FULL), (settings.then, FULL), (settings.held_out, HELD_OUT)):
         folds = [f"meta.folds={settings.folds}"] if setting == HELD_OUT else []
         for seed in seeds:
@@ -74,7 +74,7 @@ YOUNGER = {"resplit": False, "curvature": 1.0}
 """Keys of ``meta`` that came after the first cells, and the values these were run with, which are no part of their inputs."""
 
 
-def _inputs() -> dict[str, Any]:
+def inputs_of_config() -> dict[str, Any]:
     """What the config says, but for what does not change the numbers of a cell."""
     from ppi_extension.experiment.config import read
 
@@ -121,18 +121,23 @@ def run(task: Task) -> Mapping[str, float]:
 
 
 def _experiment(task: Task) -> Study:
-    """The folder of all runs; the store is built where there is none."""
+    """The folder of all runs."""
     from ppi_extension.experiment.run import Study
 
+    store = built_store(task)
+    where = store.parent / _digest(task)
+    if (where / "run.json").is_file():
+        return Study.open(where)
+    return Study.create(where, configured(task, store))
+
+
+def built_store(task: Task) -> Path:
+    """The graphs of a task, built where there are none."""
     folder = Path(os.environ.get("ECGMETA_STUDY_RUNS", ROOT / "runs")) / "ppi_real"
     store = folder / f"store-{Task('', '', 0, task.inputs['build']).key}"
     if not store.is_dir():
         _build(store, task.inputs["build"])
-    config = _config(task, store)
-    where = folder / _digest(task)
-    if (where / "run.json").is_file():
-        return Study.open(where)
-    return Study.create(where, config)
+    return store
 
 
 def _digest(task: Task) -> str:
@@ -140,7 +145,7 @@ def _digest(task: Task) -> str:
     return Task("", task.setting, 0, task.inputs).key
 
 
-def _config(task: Task, store: Path) -> Experiment:
+def configured(task: Task, store: Path) -> Experiment:
     from ppi_extension.experiment.config import read
 
     return read(CONFIG, [f"data.store={store}", *task.inputs["overrides"]])
