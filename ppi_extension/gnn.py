@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.pretrained import Pretrained
+from ppi_extension.batch_norm import RowNorm
 from ppi_extension.data.pyg import Data, scatter
 
 NODE_TYPES = 2  # Hu's embedding has a row for x = 0 and one for x = 1; every node of theirs is 1
@@ -134,7 +135,7 @@ class HuConv(nn.Module):
         super().__init__()
         self.edge_encoder = nn.Linear(channels, width)
         self.hidden = nn.Linear(2 * width, 2 * width)
-        self.norm = nn.BatchNorm1d(2 * width) if norm == "batch" else nn.Identity()
+        self.norm = RowNorm(2 * width) if norm == "batch" else nn.Identity()
         self.out = nn.Linear(2 * width, width)
         self.node_embedding = nn.Embedding(NODE_TYPES, width) if first else None
         if self.node_embedding is not None:
