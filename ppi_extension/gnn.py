@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.pretrained import Pretrained
-from ppi_extension.batch_norm import RowNorm
 from ppi_extension.data.pyg import Data, scatter
+from ppi_extension.layers import RowLinear, RowNorm, linear
 
 NODE_TYPES = 2  # Hu's embedding has a row for x = 0 and one for x = 1; every node of theirs is 1
 SELF_LOOP = 7
@@ -134,9 +134,9 @@ class HuConv(nn.Module):
     def __init__(self, channels: int, width: int, norm: str, first: bool) -> None:
         super().__init__()
         self.edge_encoder = nn.Linear(channels, width)
-        self.hidden = nn.Linear(2 * width, 2 * width)
+        self.hidden = RowLinear(2 * width, 2 * width)
         self.norm = RowNorm(2 * width) if norm == "batch" else nn.Identity()
-        self.out = nn.Linear(2 * width, width)
+        self.out = RowLinear(2 * width, width)
         self.node_embedding = nn.Embedding(NODE_TYPES, width) if first else None
         if self.node_embedding is not None:
             nn.init.xavier_uniform_(self.node_embedding.weight)
@@ -170,7 +170,7 @@ class ReducedConv(HuConv):
             summed, of_nodes = sums.types, of_nodes @ self.node_embedding.weight.T
         of_edges = of_edges @ torch.cat([edge.weight, edge.bias[:, None]], 1)
         inputs, weight = torch.cat([summed, sums.edges], 1), torch.cat([of_nodes, of_edges], 1)
-        return self.finish(F.linear(inputs, weight, self.hidden.bias))
+        return self.finish(linear(inputs, weight, self.hidden.bias))
 
 
 class EgoGNN(nn.Module, Pretrained):

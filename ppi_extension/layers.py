@@ -1,21 +1,58 @@
-"""Batch normalisation of rows of features, whose second and forward derivatives are made of the kernels of the first.
+"""Layers of rows of features whose second and forward derivatives cost about what the first do.
 
-Over n rows let x̂ = (x − mean)·r with r = 1/SD, and for any rows a
+Values, parameters, state and first derivatives are torch's to the last bit. Batch normalisation: over n rows let x̂ = (x − mean)·r
+with r = 1/SD, and for any rows a
 
     N(a) = r·(a − ā − x̂·p),    n·p = Σ a·x̂,    n·ā = Σ a,
 
 which one fused kernel gives, sums included. Of ``y = w·x̂ + b`` the derivative back along g is ``w·N(g)``, and ``N(ẋ)`` is how x̂ moves
 with x. torch's own second and forward derivatives make ten to twenty passes over the rows, which on a CPU takes three to four
-times as long. Values and first derivatives here are torch's to the last bit.
+times as long.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+_constant = ContextVar("_constant", default=False)
+
+
+@contextmanager
+def linear_way_back() -> Iterator[None]:
+    """What these layers evaluate here keeps for its way back values without a graph.
+
+    A gradient that is then built with its graph can be differentiated with respect to its cotangent, in which it is linear, and
+    to nothing else: of the rows that flow back none is kept for that, and none of their second derivatives is taken.
+    """
+    token = _constant.set(True)
+    try:
+        yield
+    finally:
+        _constant.reset(token)
+
+
+def _kept(*tensors: Tensor) -> Iterator[Tensor]:
+    return (tensor.detach() if _constant.get() else tensor for tensor in tensors)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``F.linear`` of (rows, features)."""
+    y: Tensor = _Linear.apply(x, weight, bias)
+    return y
+
+
+class RowLinear(nn.Linear):
+    """``nn.Linear`` of (rows, features)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
 
 
 class RowNorm(nn.BatchNorm1d):
@@ -24,16 +61,37 @@ class RowNorm(nn.BatchNorm1d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or len(input) < 2:  # torch says what is wrong with a single row
             return super().forward(input)
-        running = self.running_mean, self.running_var, self.momentum
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        normed: Tensor = _Norm.apply(input, self.weight, self.bias, running, self.eps)[0]
-        return normed
+        running = self.running_mean, self.running_var, self.momentum
+        y: Tensor = _Norm.apply(input, self.weight, self.bias, running, self.eps)[0]
+        return y
 
 
-def _fused(
-    g: Tensor, x: Tensor, w: Tensor, mean: Tensor, r: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return torch.addmm(b, x, w.t())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        x, w, _ = inputs
+        ctx.save_for_backward(*_kept(x, w))
+        ctx.save_for_forward(x, w)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (g,), (x, w) = grads, ctx.saved_tensors
+        return g @ w if ctx.needs_input_grad[0] else None, g.t() @ x, g.sum(0)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (dx, dw, db), (x, w) = tangents, ctx.saved_tensors
+        moved = torch.addmm(db, x, dw.t())
+        return moved if dx is None else moved.addmm(dx, w.t())
+
+
+def _fused(g: Tensor, x: Tensor, w: Tensor, mean: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``(w·N(g), Σ g·x̂, Σ g)``."""
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_batch_norm_backward(
         g, x, w, None, None, mean, r, True, 0.0, [True, True, True]
@@ -41,9 +99,7 @@ def _fused(
     return found
 
 
-def _tangent(
-    normal: Tensor, x: Tensor, w: Tensor, dw: Tensor, db: Tensor, mean: Tensor, r: Tensor
-) -> Tensor:
+def _tangent(normal: Tensor, x: Tensor, w: Tensor, dw: Tensor, db: Tensor, mean: Tensor, r: Tensor) -> Tensor:
     """``w·N(ẋ) + ẇ·x̂ + ḃ``: how y moves; in place of N(ẋ)."""
     slope = dw * r
     return normal.mul_(w).addcmul_(x, slope).add_(db - slope * mean)
@@ -66,7 +122,7 @@ class _Norm(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         (x, w, *_), (_, mean, r) = inputs, output
         ctx.mark_non_differentiable(mean, r)
-        ctx.save_for_backward(x, w, mean, r)
+        ctx.save_for_backward(*_kept(x, w), mean, r)
         ctx.save_for_forward(x, w, mean, r)
 
     @staticmethod
@@ -74,8 +130,8 @@ class _Norm(torch.autograd.Function):
         return *_NormBackward.apply(grads[0], *ctx.saved_tensors), None, None
 
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor, dw: Tensor, db: Tensor, *_: Any) -> tuple[Tensor, None, None]:
-        x, w, mean, r = ctx.saved_tensors
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None, None]:
+        (dx, dw, db, *_), (x, w, mean, r) = tangents, ctx.saved_tensors
         normal = _fused(dx, x, torch.ones_like(w), mean, r)[0]
         return _tangent(normal, x, w, dw, db, mean, r), None, None
 
@@ -89,20 +145,24 @@ class _NormBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs)
+        g, *others = inputs
+        ctx.curved = ctx.needs_input_grad[1]  # or x and w are constants, and g is not read again
+        ctx.save_for_backward(g if ctx.curved else None, *others)
         ctx.save_for_forward(*inputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, a: Tensor, aw: Tensor, ab: Tensor) -> tuple[Tensor | None, ...]:
-        g, x, w, mean, r = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (a, aw, ab), (g, x, w, mean, r) = grads, ctx.saved_tensors
         normal, *sums = _fused(a, x, torch.ones_like(w), mean, r)
-        of_x, of_w = _curved(normal, sums, aw, g, x, w, mean, r)
+        of_x = of_w = None
+        if ctx.curved:
+            of_x, of_w = _curved(normal, sums, aw, g, x, w, mean, r)
         return _tangent(normal, x, w, aw, ab, mean, r), of_x, of_w, None, None
 
     @staticmethod
-    def jvp(ctx: Any, dg: Tensor, dx: Tensor, dw: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-        g, x, w, mean, r = ctx.saved_tensors
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor, Tensor]:
+        (dg, dx, dw, *_), (g, x, w, mean, r) = tangents, ctx.saved_tensors
         normal, *sums = _fused(dx, x, torch.ones_like(w), mean, r)
         of_x, of_w = _curved(normal, sums, dw, g, x, w, mean, r)
         own = _fused(dg, x, w, mean, r)
