@@ -1,13 +1,14 @@
 """Layers of rows of features whose second and forward derivatives cost about what the first do.
 
-Values, parameters, state and first derivatives are torch's to the last bit. Batch normalisation: over n rows let x̂ = (x − mean)·r
-with r = 1/SD, and for any rows a
+Values, parameters, state and first derivatives are torch's to the last bit.
+
+Batch normalisation: over n rows let x̂ = (x − mean)·r with r = 1/SD, and for any rows a
 
     N(a) = r·(a − ā − x̂·p),    n·p = Σ a·x̂,    n·ā = Σ a,
 
-which one fused kernel gives, sums included. Of ``y = w·x̂ + b`` the derivative back along g is ``w·N(g)``, and ``N(ẋ)`` is how x̂ moves
-with x. torch's own second and forward derivatives make ten to twenty passes over the rows, which on a CPU takes three to four
-times as long.
+which one fused kernel gives, sums included. Of ``y = w·x̂ + b`` the derivative back along g is ``w·N(g)``, and ``N(ẋ)`` is how x̂
+moves with x. torch's own second and forward derivatives make ten to twenty passes over the rows, which on a CPU takes three to
+four times as long.
 """
 
 from __future__ import annotations
@@ -87,8 +88,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         (dx, dw, db), (x, w) = tangents, ctx.saved_tensors
-        moved = torch.addmm(db, x, dw.t())
-        return moved if dx is None else moved.addmm(dx, w.t())
+        return torch.addmm(torch.addmm(db, x, dw.t()), dx, w.t())
 
 
 def _fused(g: Tensor, x: Tensor, w: Tensor, mean: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,10 +11,10 @@ s is one Jacobian-vector product of the T losses. It is taken in forward mode: e
 statistics included; it keeps no graph, so its memory is that of an evaluation; and its arithmetic is that of a plain step (two
 products beside each of the forward pass). Reverse mode twice would build the graph of a gradient and go back through it.
 
-Where a step wants the gradient ``Σₜ cₜ ∇ℓₜ``, c = w/T, on the same batch, s is its derivative with respect to c along u. The gradient is
-linear in c, so all else that its backward pass reads is a constant: activations and parameters are saved cut off from their
-graph, and what autograd notes of the pass for going back through it are these constants alone. That leaves of the
-Jacobian-vector product one product of the two, and no forward pass.
+Where a step wants the gradient ``Σₜ cₜ ∇ℓₜ``, c = w/T, on the same batch, s is the derivative with respect to c of its product
+with u. The gradient is linear in c, so what its backward pass reads beside c is constant, and what has to be noted of that pass
+for going back through it is kept already. This leaves of forward mode's two products one, and no forward pass; but the
+activations live longer.
 """
 
 from __future__ import annotations
@@ -193,7 +193,8 @@ class TaskProblem(FeatureModuleProblem):
         with linear_way_back():
             losses = self.task_losses(nodes, batch)
         weights = self.weights(phi)
-        along = gradient([losses], nodes, grad_outputs=[weights / len(losses)], create_graph=True)
+        cotangent = weights * (losses.new_ones(()) / len(losses))  # rounded as the mean's own derivative is
+        along = gradient([losses], nodes, grad_outputs=[cotangent], create_graph=True)
         mixed = gradient(list(along.values()), phi, grad_outputs=[u[name] for name in along])
         return mixed, (weights * losses).mean().detach(), detach(along)
 

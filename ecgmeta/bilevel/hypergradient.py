@@ -179,8 +179,8 @@ def hypergradient(
     untouched = isinstance(pretrain, Deferred) and pretrain.untouched
     if recording is not None and untouched and isinstance(problem, MixedGradientProblem):
         with recording:
-            mixed, *first_order = problem.mixed_product_and_gradient(*point)
-        pretrain = Evaluated(*first_order)
+            mixed, value, gradient = problem.mixed_product_and_gradient(*point)
+        pretrain = Evaluated(value, gradient)
     elif isinstance(problem, MixedProductProblem):
         mixed = problem.mixed_product(*point)
     else:
