@@ -57,10 +57,11 @@ class RowLinear(nn.Linear):
 
 
 class RowNorm(nn.BatchNorm1d):
-    """``nn.BatchNorm1d`` of (rows, features)."""
+    """``nn.BatchNorm1d`` of (rows, features); its own derivatives serve in train mode on a CPU, where they are measured."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or len(input) < 2:  # torch says what is wrong with a single row
+        own = self.training and input.device.type == "cpu"
+        if not own or len(input) < 2:  # torch says what is wrong with a single row
             return super().forward(input)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
