@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.pretrained import Pretrained
 from ppi_extension.data.pyg import Data, scatter
+from ppi_extension.layers import RowLinear, RowNorm, linear
 
 NODE_TYPES = 2  # Hu's embedding has a row for x = 0 and one for x = 1; every node of theirs is 1
 SELF_LOOP = 7
@@ -130,12 +131,15 @@ class EdgeSums:
 class HuConv(nn.Module):
     """The parameters of one layer; see the module's docstring. The first layer looks its nodes up in ``node_embedding``."""
 
+    linear_layer: type[nn.Linear] = nn.Linear
+    norm_layer: type[nn.BatchNorm1d] = nn.BatchNorm1d
+
     def __init__(self, channels: int, width: int, norm: str, first: bool) -> None:
         super().__init__()
         self.edge_encoder = nn.Linear(channels, width)
-        self.hidden = nn.Linear(2 * width, 2 * width)
-        self.norm = nn.BatchNorm1d(2 * width) if norm == "batch" else nn.Identity()
-        self.out = nn.Linear(2 * width, width)
+        self.hidden = self.linear_layer(2 * width, 2 * width)
+        self.norm = self.norm_layer(2 * width) if norm == "batch" else nn.Identity()
+        self.out = self.linear_layer(2 * width, width)
         self.node_embedding = nn.Embedding(NODE_TYPES, width) if first else None
         if self.node_embedding is not None:
             nn.init.xavier_uniform_(self.node_embedding.weight)
@@ -146,7 +150,7 @@ class HuConv(nn.Module):
 
 
 class PlainConv(HuConv):
-    """The layer message by message."""
+    """The layer message by message, of torch's own layers."""
 
     def forward(self, h: Tensor, edges: Edges) -> Tensor:
         """(nodes, width) from the same; the first layer takes (nodes,) types."""
@@ -159,6 +163,8 @@ class PlainConv(HuConv):
 class ReducedConv(HuConv):
     """The layer on sums over edges; the same function of the same parameters."""
 
+    linear_layer, norm_layer = RowLinear, RowNorm
+
     def forward(self, h: Tensor, sums: EdgeSums) -> Tensor:
         """(nodes, width) from the same, which the first layer does not read."""
         edge = self.edge_encoder
@@ -169,7 +175,7 @@ class ReducedConv(HuConv):
             summed, of_nodes = sums.types, of_nodes @ self.node_embedding.weight.T
         of_edges = of_edges @ torch.cat([edge.weight, edge.bias[:, None]], 1)
         inputs, weight = torch.cat([summed, sums.edges], 1), torch.cat([of_nodes, of_edges], 1)
-        return self.finish(F.linear(inputs, weight, self.hidden.bias))
+        return self.finish(linear(inputs, weight, self.hidden.bias))
 
 
 class EgoGNN(nn.Module, Pretrained):

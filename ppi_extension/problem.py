@@ -10,6 +10,11 @@ is "negative or no data", so theirs are). T is the number of tasks, whatever a b
 s is one Jacobian-vector product of the T losses. It is taken in forward mode: exact through every layer here, train-mode batch
 statistics included; it keeps no graph, so its memory is that of an evaluation; and its arithmetic is that of a plain step (two
 products beside each of the forward pass). Reverse mode twice would build the graph of a gradient and go back through it.
+
+Where a step wants the gradient ``Σₜ cₜ ∇ℓₜ``, c = w/T, on the same batch, s is the derivative with respect to c of its product
+with u. The gradient is linear in c, so what its backward pass reads beside c is constant, and what has to be noted of that pass
+for going back through it is kept already. This leaves of forward mode's two products one, and no forward pass; but the
+activations live longer.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from ecgmeta.bilevel.problem import FeatureModuleProblem
 from ecgmeta.bilevel.trees import Tree, detach, gradient, leaves
 from ecgmeta.runtime.errors import InputError
 from ppi_extension.data.pyg import Data, first_graphs
+from ppi_extension.layers import linear_way_back
 from ppi_extension.task_weights import TaskWeights
 
 
@@ -178,6 +184,19 @@ class TaskProblem(FeatureModuleProblem):
         _, slopes = self.task_slopes(theta, batch, u)
         nodes = leaves(phi)
         return gradient([self.weights(nodes)], nodes, grad_outputs=[slopes / len(slopes)])
+
+    def mixed_product_and_gradient(
+        self, theta: Tree, phi: Tree, batch: Any, u: Tree
+    ) -> tuple[Tree, Tensor, Tree]:
+        """``Mᵀu`` beside the loss and its gradient; see the module's docstring."""
+        nodes, phi = leaves(theta), leaves(phi)
+        with linear_way_back():
+            losses = self.task_losses(nodes, batch)
+        weights = self.weights(phi)
+        cotangent = weights * (losses.new_ones(()) / len(losses))  # rounded as the mean's own derivative is
+        along = gradient([losses], nodes, grad_outputs=[cotangent], create_graph=True)
+        mixed = gradient(list(along.values()), phi, grad_outputs=[u[name] for name in along])
+        return mixed, (weights * losses).mean().detach(), detach(along)
 
     def targets(self, batch: Any) -> Tensor:
         """(B, T_FT) of 0 and 1, for :class:`~ecgmeta.bilevel.implicit_head.ImplicitHead`.

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from examples.studies.ppi_distractors import WITHOUT_PHI, Settings, tasks
-from examples.studies.study import load
+from examples.studies.study import load, read_results, results_file
+
+
+@pytest.mark.parametrize(("name", "cells"), [("ppi_real", 190), ("ppi_distractors", 40)])
+def test_what_has_been_run_is_found_whatever_the_configuration_has_become(name: str, cells: int) -> None:
+    assert len(read_results(results_file(name), load(name).tasks())) >= cells
 
 
 def test_cells_without_phi_do_not_depend_on_its_settings() -> None:

@@ -38,6 +38,17 @@ class MixedProductProblem(Protocol):
         ...
 
 
+@runtime_checkable
+class MixedGradientProblem(MixedProductProblem, Protocol):
+    """One for which ``Mᵀu`` is cheaper still beside the gradient on the same batch, which a φ step wants as well."""
+
+    def mixed_product_and_gradient(
+        self, theta: Tree, phi: Tree, batch: Any, u: Tree
+    ) -> tuple[Tree, Tensor, Tree]:
+        """``Mᵀu``, ``L_PT(θ, φ)`` and ``∂L_PT/∂θ``, all detached."""
+        ...
+
+
 @dataclass(frozen=True)
 class Evaluated:
     """A :class:`~ecgmeta.bilevel.products.Linearization` whose graph was let go: it takes no more products."""
@@ -137,7 +148,8 @@ def hypergradient(
         head_state: state of the warm head optimiser, carried into an unroll.
         products: the route for ``Hu`` and ``Mᵀu``.
         reduce: mean over data-parallel ranks, such as :func:`~ecgmeta.bilevel.distributed.mean_over_ranks`.
-        recording: entered around the one evaluation of the pre-training loss that may move running statistics.
+        recording: entered around the one evaluation of the pre-training loss that may move running statistics, which is that of
+            the pre-training step whose gradient this is to bring; None where no step takes the gradient.
         curvature: the share of ``pretrain_batch`` on which ``Hu`` is taken; loss, gradient and ``Mᵀu`` are always of all of
             it. Below 1 for a :class:`~ecgmeta.bilevel.problem.CurvatureProblem` only. The solver's diagnostics are those of
             the part's Hessian, whose largest eigenvalue is the larger on average, the smaller the part.
@@ -154,18 +166,23 @@ def hypergradient(
     def loss(t: Tree, p: Tree, batch: Any = pretrain_batch) -> Tensor:
         return problem.pretrain_loss(t, p, batch)
 
-    supplied = isinstance(problem, MixedProductProblem)
     # Where Mᵀu is supplied, or Hu is taken elsewhere, the graph of second derivatives waits for its first product.
-    deferred = supplied or part is not pretrain_batch
-    pretrain = (
+    deferred = isinstance(problem, MixedProductProblem) or part is not pretrain_batch
+    pretrain: Linearization = (
         Deferred(products, loss, theta, phi, recording) if deferred else products(loss, theta, phi, recording)
     )
     if part is pretrain_batch:
         solution = _solve(inverse, pretrain, v, reduce)
     else:  # nothing holds the part's graph once it is solved
         solution = _solve(inverse, Deferred(products, partial(loss, batch=part), theta, phi), v, reduce)
-    if isinstance(problem, MixedProductProblem):
-        mixed = problem.mixed_product(dict(theta), dict(phi), pretrain_batch, solution.value)
+    point = dict(theta), dict(phi), pretrain_batch, solution.value
+    untouched = isinstance(pretrain, Deferred) and pretrain.untouched
+    if recording is not None and untouched and isinstance(problem, MixedGradientProblem):
+        with recording:
+            mixed, value, gradient = problem.mixed_product_and_gradient(*point)
+        pretrain = Evaluated(value, gradient)
+    elif isinstance(problem, MixedProductProblem):
+        mixed = problem.mixed_product(*point)
     else:
         mixed = pretrain.mixed(solution.value)
     check_scalar(mean_of(pretrain.loss, reduce), "pre-training loss")

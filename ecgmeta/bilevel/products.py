@@ -120,6 +120,11 @@ class Deferred(_Evaluated):
         self._value: Tensor | None = None  # with its graph, until the gradient has been taken
 
     @property
+    def untouched(self) -> bool:
+        """Whether nothing has been evaluated yet."""
+        return self._route is None and self._value is None
+
+    @property
     def loss(self) -> Tensor:
         return self._evaluated().detach() if self._route is None else self._route.loss
 

@@ -1,7 +1,7 @@
 """PPI, real: do learned task weights help on OhmNet's human tissues? Every cell is a run of `ppi_extension`.
 
 The graphs are built once, from the file that ``ECGMETA_REAL_DATA`` leads to (``../shared/data`` beside the checkout, where it
-is not set), as ``configs/ppi/ohmnet_meta.yaml`` says. Runs and store lie in ``runs/ppi_real`` (or where
+is not set), as ``configs/ppi/ohmnet_meta.yaml`` says, but for :data:`AS_RUN`. Runs and store lie in ``runs/ppi_real`` (or where
 ``ECGMETA_STUDY_RUNS`` says), and a run that has ended there is not repeated.
 """
 
@@ -70,18 +70,21 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
                 yield Task(arm, setting, seed, inputs | {"overrides": settings.overrides + folds})
 
 
-YOUNGER = {"resplit": False, "curvature": 1.0}
-"""Keys of ``meta`` that came after the first cells, and the values these were run with, which are no part of their inputs."""
+YOUNGER = {"meta": {"resplit": False, "curvature": 1.0}, "data": {"test_graphs_seen": 0.0}}
+"""Keys that came after the first cells, and the values these were run with, which are no part of their inputs."""
+AS_RUN = ["pretrain.plain_factor=1.0", "pretrain.lengths=[0.5,1.0]"]
+"""What the cells were run with, where the config has since given arms without φ steps more steps and more lengths."""
 
 
 def inputs_of_config() -> dict[str, Any]:
     """What the config says, but for what does not change the numbers of a cell."""
     from ppi_extension.experiment.config import read
 
-    said = asdict(read(CONFIG, []))
-    for key, value in YOUNGER.items():
-        if said["meta"][key] == value:
-            del said["meta"][key]
+    said = asdict(read(CONFIG, AS_RUN))
+    for part, keys in YOUNGER.items():
+        for key, value in keys.items():
+            if said[part][key] == value:
+                del said[part][key]
     return {key: said[key] for key in ("data", "encoder", "pretrain", "meta", "finetune")}
 
 
@@ -148,7 +151,7 @@ def _digest(task: Task) -> str:
 def configured(task: Task, store: Path) -> Experiment:
     from ppi_extension.experiment.config import read
 
-    return read(CONFIG, [f"data.store={store}", *task.inputs["overrides"]])
+    return read(CONFIG, [f"data.store={store}", *AS_RUN, *task.inputs["overrides"]])
 
 
 def _build(store: Path, how: Mapping[str, Any]) -> None:

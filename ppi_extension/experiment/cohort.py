@@ -29,7 +29,8 @@ class Cohort:
 
     Attributes:
         store: the graphs.
-        pretrain: rows that pre-training sees, with the labels of its own tasks.
+        pretrain: rows that pre-training sees, with the labels of its own tasks. They are those of the training genes, of
+            which ``train`` are some, and of a test species or tissue the genes that do not test.
         train, validation, test: rows whose fine-tuning labels train, choose, and test.
         metaft_train, metaft_validation: the rows among ``train`` whose fine-tuning labels pre-training may see.
         seen: fine-tuning tasks that pre-training may see, by position.
@@ -86,7 +87,11 @@ def divide(store: EgoStore, config: Experiment, seed: int) -> Cohort:
     parts = gene_split(genes, fractions, draw)
     if data.test_graphs:
         parts = _by_graph(store, parts, data.test_graphs)
-    check_genes_apart(genes, parts)
+    pretrain = parts["train"]
+    if data.test_graphs_seen:
+        seen, parts["test"] = _halved(store, parts["test"], data.test_graphs_seen, draw)
+        pretrain = np.sort(np.concatenate([pretrain, seen]))
+    check_genes_apart(genes, parts | {"train": pretrain})
     train = gene_subset(parts["train"], genes, data.finetune_share, draw)
     train = train[(store.labels("finetune", train) >= 0).any(axis=1)]
     visible = gene_subset(train, genes, config.meta.share, derive(draw, "metaft") % 2**31)
@@ -95,7 +100,7 @@ def divide(store: EgoStore, config: Experiment, seed: int) -> Cohort:
     everything = tuple(range(len(store.finetune_terms)))
     cohort = Cohort(
         store,
-        parts["train"],
+        pretrain,
         train,
         parts["validation"],
         parts["test"],
@@ -123,6 +128,14 @@ def _by_graph(store: EgoStore, parts: dict[str, Rows], test_graphs: list[str]) -
     held = np.concatenate([train, validation])
     test = without_genes(np.flatnonzero(here), store.genes, held)
     return {"train": train, "validation": validation, "test": test}
+
+
+def _halved(store: EgoStore, test: Rows, seen: float, draw: int) -> tuple[Rows, Rows]:
+    """The rows of the test graphs that pre-training sees, and those that still test: whole genes each."""
+    halves = gene_split(
+        store.genes[test], {"seen": seen, "test": 1 - seen}, derive(draw, "test graphs") % 2**31
+    )
+    return test[halves["seen"]], test[halves["test"]]
 
 
 def _fold(tasks: int, config: Experiment, seed: int) -> TaskFold | None:

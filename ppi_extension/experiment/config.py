@@ -61,6 +61,9 @@ class Data:
     test_fraction: float = 0.2  # of the genes
     validation_fraction: float = 0.2  # of the genes: to stop early, and to choose the length of pre-training
     test_graphs: list[str] = field(default_factory=list)  # species or tissues that only test; empty: all do
+    test_graphs_seen: float = (
+        0.0  # share of their genes that pre-training sees instead, with its own labels alone
+    )
     finetune_share: float = 1.0  # of the training genes: those whose fine-tuning labels are known
     planted: Planted = field(default_factory=Planted)
 
@@ -247,9 +250,9 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     *("first_seed", "pretrain.max_steps", "encoder.dropout", "finetune.dropout", "finetune.weight_decay"),
     *("finetune.patience", "meta.folds", "meta.held_out", "meta.warmup_epochs", "meta.unroll", "meta.terms"),
-    *("meta.hyper_batch_size", "meta.damping", "meta.clip", "meta.limit"),
+    *("meta.hyper_batch_size", "meta.damping", "meta.clip", "meta.limit", "data.test_graphs_seen"),
 )
-_BELOW_ONE = ("encoder.dropout", "finetune.dropout", "meta.beta2")
+_BELOW_ONE = ("encoder.dropout", "finetune.dropout", "meta.beta2", "data.test_graphs_seen")
 
 
 def check(config: Experiment) -> None:
@@ -267,6 +270,8 @@ def check(config: Experiment) -> None:
     data, lengths = config.data, config.pretrain.lengths
     held = data.test_fraction + data.validation_fraction
     need(held < 1, "data.test_fraction + data.validation_fraction", held, "below 1: genes to train on")
+    named = bool(data.test_graphs) or not data.test_graphs_seen
+    need(named, "data.test_graphs", data.test_graphs, "those of which data.test_graphs_seen is a share")
     meta = config.meta
     for key, value in (
         ("data.finetune_share", data.finetune_share),

@@ -179,6 +179,13 @@ class Meta:
             return problem.mixed_product(state.theta, state.phi, batch, state.theta)
         return route(partial(problem.pretrain_loss, batch=batch), state.theta, state.phi).mixed(state.theta)
 
+    def beside(self) -> object:
+        """``∇L_PT`` and ``Mᵀu`` on its way back, as a φ step takes them where no Hessian is in the way."""
+        problem, state = self.problem, self.state
+        return problem.mixed_product_and_gradient(
+            state.theta, state.phi, self.batches.pretrain(0), state.theta
+        )
+
     def hvp(self, route: Callable[..., Any], curvature: float = 1.0) -> object:
         """``∇L_PT`` and one ``Hu`` by a route, on a share of the graphs."""
         problem, state = self.problem, self.state
@@ -236,6 +243,7 @@ def _parts(setting: Setting) -> dict[str, Work]:
     return {
         "v, K = 1": _of(setting, "reduced", "v"),
         "Mᵀu, forward mode": _of(setting, "reduced", "mixed", None),
+        "∇L_PT and Mᵀu, on its way back": _of(setting, "reduced", "beside"),
         "∇L_PT and Mᵀu, double backward": _of(setting, "reduced", "mixed", DoubleBackward),
         "∇L_PT and Mᵀu, double backward, edge by edge": _of(setting, "plain", "mixed", DoubleBackward),
         "∇L_PT and Hu, double backward": _of(setting, "reduced", "hvp", DoubleBackward),

@@ -41,9 +41,11 @@ from tests.ppi_extension.data.ppi_graphs import small_store
 TASKS, FINETUNE = 7, 3
 
 
-def make(transform: Any = "sigmoid", dtype: torch.dtype = torch.float64, **settings: Any) -> TaskProblem:
+def make(
+    transform: Any = "sigmoid", dtype: torch.dtype = torch.float64, form: Any = "reduced", **settings: Any
+) -> TaskProblem:
     torch.manual_seed(0)
-    encoder = EgoGNN(width=5, layers=2, dropout=0.3)
+    encoder = EgoGNN(width=5, layers=2, dropout=0.3, form=form)
     parts = encoder, TaskHead(10, TASKS), TaskHead(10, FINETUNE), TaskWeights(TASKS, transform)
     torch.nn.init.normal_(parts[3].z)
     return TaskProblem(*(part.to(dtype) for part in parts), **settings)  # type: ignore[arg-type]
@@ -116,6 +118,61 @@ def test_the_mixed_product_is_the_generic_one(transform: Any, statistics: Any) -
         for route in (DoubleBackward, ForwardOverReverse):
             point = route(lambda t, p: problem.pretrain_loss(t, p, data), problem.theta, problem.phi)
             close(found, point.mixed(u))
+
+
+@pytest.mark.parametrize("form", ["reduced", "plain"])
+@pytest.mark.parametrize("statistics", ["update", "batch", "frozen"])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_beside_the_gradient_the_mixed_product_is_the_generic_one(
+    transform: Any, statistics: Any, form: Any
+) -> None:
+    """The plain form has torch's own layers, which keep their graphs: it costs more, and is as exact."""
+    problem, data = make(transform, form=form, statistics=statistics), ego_batch(2, pretrain=TASKS)
+    u = direction(problem.theta)
+    for step in (0, 3):
+        problem.at_step(step, draw=1)
+        mixed, loss, slope = problem.mixed_product_and_gradient(problem.theta, problem.phi, data, u)
+        point = DoubleBackward(lambda t, p: problem.pretrain_loss(t, p, data), problem.theta, problem.phi)
+        close(mixed, point.mixed(u))
+        assert torch.equal(loss, point.loss)
+        for name, value in point.gradient.items():
+            assert torch.equal(slope[name], value), name
+        assert not any(value.requires_grad for value in (loss, *mixed.values(), *slope.values()))
+
+
+@pytest.mark.parametrize("inverse", [Identity(0.5), Neumann(1, 0.05, growth=10.0)])
+@pytest.mark.parametrize("curvature", [1.0, 0.5])
+def test_a_step_takes_both_in_one_evaluation_where_no_graph_is_at_hand(
+    inverse: Any, curvature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, taken = make(), []
+
+    def note(name: str) -> None:
+        function = getattr(problem, name)
+
+        def noted(*arguments: Any) -> Any:
+            taken.append(name)
+            return function(*arguments)
+
+        monkeypatch.setattr(problem, name, noted)
+
+    note("mixed_product_and_gradient")
+    note("mixed_product")
+    settings = {"finetune": Unroll(1, SGD(0.1)), "inverse": inverse, "curvature": curvature} | batches()
+    trees = problem.theta, problem.phi, problem.psi
+    alone = hypergradient(problem, *trees, **settings)
+    assert taken.pop() == "mixed_product"
+    expected = alone.phi, alone.pretrain.gradient, float(alone.pretrain.loss)
+    found = hypergradient(problem, *trees, recording=problem.recording(), **settings)
+    held = (
+        isinstance(inverse, Neumann) and curvature == 1
+    )  # the graph of second derivatives brings the gradient
+    assert taken == ["mixed_product" if held else "mixed_product_and_gradient"]
+    close(found.phi, expected[0])
+    close(found.pretrain.gradient, expected[1])
+    assert float(found.pretrain.loss) == expected[2]
+    buffers = dict(problem.pretrain.named_buffers())
+    assert [int(n) for name, n in buffers.items() if name.endswith("num_batches_tracked")] == [1, 1]
 
 
 def test_slopes_are_those_of_each_task_alone() -> None:

@@ -3,6 +3,12 @@
 ``geometric_data_processed.pt`` is a pickle of torch and an early PyG: (data, slices), all graphs end to end. It is read
 without executing anything: tensors, plain containers, and the one class `Data`, whose place a bare one takes. The graphs are
 ready-made, so they go into a store as they are; what they were cut from is not there.
+
+Attributes 0 to 6 of an edge are evidence channels, 7 marks self-loops and 8 masked edges: ``bio/loader.py`` of the released
+code writes them so (github.com/snap-stanford/pretrain-gnns). It calls the channels w1 to w7; no part of that code names them,
+and what made the ego graphs was not released (issue 15 there). That their order is that of STRING's columns is read off the
+thresholds in ``bio/util.py`` (266, 1, 777, 652, 300, 900, 670): a 1 for the rare fusions, a 900 for curated databases. A store
+of these graphs bears those names; no number depends on them.
 """
 
 from __future__ import annotations

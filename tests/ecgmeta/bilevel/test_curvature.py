@@ -276,3 +276,45 @@ def test_the_graph_of_the_part_is_let_go_before_the_mixed_product() -> None:
             return {"z": self.mixed(theta["w"], phi["z"], batch, u["w"])}
 
     assert found(Watched.random(), Neumann(1, ALPHA), curvature=0.5).ok
+
+
+class Beside(Supplied):
+    """It takes the gradient along with ``Mᵀu``."""
+
+    def mixed_product_and_gradient(
+        self, theta: Tree, phi: Tree, batch: Any, u: Tree
+    ) -> tuple[Tree, Tensor, Tree]:
+        loss = self.pretrain_loss(theta, phi, batch)
+        error = self.X[batch] @ theta["w"] - self.y[batch]
+        slope = (phi["z"][batch].exp() * error) @ self.X[batch] / len(batch)
+        return self.mixed_product(theta, phi, batch, u), loss, {"w": slope}
+
+
+@pytest.mark.parametrize(
+    ("inverse", "curvature", "beside"),
+    [
+        (Identity(0.3), 1.0, True),
+        (Neumann(1, ALPHA), 0.5, True),
+        (Neumann(1, ALPHA), 1.0, False),  # the graph of second derivatives brings the gradient
+    ],
+)
+def test_the_gradient_of_a_step_comes_with_the_mixed_product(
+    inverse: Solver, curvature: float, beside: bool
+) -> None:
+    """Evaluated once and recorded where a step takes it; without a step nothing is recorded, and no gradient is taken."""
+    problem, alone = Beside.random(), Beside.random()
+    expected = found(Supplied.random(), inverse, curvature=curvature, recording=None)
+    one = found(problem, inverse, curvature=curvature, recording=problem.recording())
+    other = found(alone, inverse, curvature=curvature)
+    for result in (one, other):
+        torch.testing.assert_close(result.phi["z"], expected.phi["z"], rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            result.pretrain.gradient["w"], expected.pretrain.gradient["w"], rtol=1e-12, atol=0
+        )
+        assert float(result.pretrain.loss) == pytest.approx(float(expected.pretrain.loss), rel=1e-14)
+    assert problem.recorded == [ROWS]
+    assert not alone.recorded
+    assert problem.evaluated.count(ROWS) == 1
+    if beside:
+        with pytest.raises(RuntimeError, match="the graph of this point was let go"):
+            one.pretrain.hvp({"w": W})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from ppi_extension.data.store import EgoData, EgoStore
 from ppi_extension.experiment.batches import EgoBatches
 from ppi_extension.experiment.cohort import Cohort, divide
 from ppi_extension.experiment.config import Experiment, read
+from tests.ppi_extension.data.ppi_graphs import small_store
+
+PAPER = Path(__file__).resolve().parents[3] / "configs" / "ppi" / "paper.yaml"
 
 
 def _cohort(store: EgoStore, *overrides: str, seed: int = 0) -> Cohort:
@@ -59,6 +63,45 @@ def test_a_test_species_only_tests(store: EgoStore) -> None:
     assert len(cohort.pretrain) + len(cohort.validation) == others  # none is wasted
     with pytest.raises(InputError, match="test_graphs"):
         _cohort(store, "data.test_graphs=[mars]")
+
+
+@pytest.mark.parametrize("seen", [0.25, 0.5])
+def test_a_part_of_a_test_species_may_be_pre_trained_on_and_nothing_else(
+    store: EgoStore, seen: float
+) -> None:
+    human = store.graph_names[1]
+    asked = f"data.test_graphs=[{human}]"
+    whole, cohort = _cohort(store, asked), _cohort(store, asked, f"data.test_graphs_seen={seen}")
+    joined = np.setdiff1d(cohort.pretrain, whole.pretrain)
+    assert set(store.graph[joined]) == {human}
+    assert len(joined) == pytest.approx(seen * len(whole.test), abs=1)
+    assert np.array_equal(np.union1d(joined, cohort.test), whole.test)
+    assert np.array_equal(np.setdiff1d(whole.test, joined), cohort.test)
+    for part in ("train", "validation", "metaft_train", "metaft_validation"):
+        assert np.array_equal(getattr(cohort, part), getattr(whole, part))
+
+
+@pytest.mark.parametrize("prefixes", [("", ""), ("9606.", "4932.")])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_papers_configuration_pre_trains_on_one_half_of_human_and_tests_on_the_other(
+    tmp_path: Path, prefixes: tuple[str, str], seed: int
+) -> None:
+    """Also where a gene stands in both species: what tests is in no row that anything was trained or chosen on."""
+    store, _ = small_store(tmp_path / "store", names=("9606", "4932"), prefixes=prefixes)
+    cohort = divide(store, read(PAPER, []), seed)
+    human = set(np.flatnonzero(store.graph == "9606").tolist())
+    halves = [human & set(rows.tolist()) for rows in (cohort.pretrain, cohort.test)]
+    assert abs(len(halves[0]) - len(halves[1])) <= 1
+    assert len(halves[1]) == len(cohort.test)
+    assert not human & {*cohort.train.tolist(), *cohort.validation.tolist(), *cohort.metaft_train.tolist()}
+    tested = set(store.genes[cohort.test])
+    for part in (cohort.pretrain, cohort.train, cohort.validation):
+        assert not tested & set(store.genes[part])
+    if prefixes[0]:
+        assert len(cohort.test) == 30
+        yeast = store.graph == "4932"
+        assert len(cohort.validation) == pytest.approx(0.15 * yeast.sum(), abs=5)
+    assert np.array_equal(cohort.test, divide(store, read(PAPER, []), 7).test)  # one draw, as in the paper
 
 
 def test_folds_hold_out_the_tasks_that_are_scored(store: EgoStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ DEMO = ROOT / "ppi_extension" / "experiment" / "demo.yaml"
 
 
 def test_there_are_configurations() -> None:
-    assert {file.name for file in COMMITTED} >= {"paper.yaml", "ohmnet_meta.yaml"}
+    assert {file.name for file in COMMITTED} >= {"paper.yaml", "ohmnet_meta.yaml", "ohmnet_folds.yaml"}
 
 
 @pytest.mark.parametrize("file", [*COMMITTED, DEMO], ids=lambda file: file.name)
@@ -31,6 +32,7 @@ def test_a_committed_configuration_is_valid_and_says_how_it_is_run(file: Path) -
 
 def test_the_papers_constants() -> None:
     config = read(ROOT / "configs" / "ppi" / "paper.yaml", [])
+    assert (config.data.test_graphs, config.data.test_graphs_seen, config.data.seed) == (["9606"], 0.5, 42)
     assert (config.encoder.width, config.encoder.layers, config.encoder.dropout) == (300, 5, 0.2)
     assert (config.pretrain.epochs, config.pretrain.batch_size, config.pretrain.lr) == (100, 32, 1e-4)
     assert config.pretrain.legacy_center_index
@@ -53,6 +55,24 @@ def test_the_papers_constants() -> None:
     assert (config.finetune.lr, config.finetune.full_lr) == (1e-4, 1e-5)
 
 
+def test_on_real_tissues_there_are_all_arms_and_baselines_have_the_compute_of_meta() -> None:
+    config = read(ROOT / "configs" / "ppi" / "ohmnet_meta.yaml", [])
+    assert set(config.arms) == set(ARMS) - {"oracle"}  # nobody knows which tasks are useful there
+    assert config.seeds == 10
+    assert len(config.pretrain.lengths) >= 4
+    # At a φ step every second step a run of meta took 1.9 to 2.5 times as long as one of uniform weights.
+    assert config.pretrain.plain_factor >= 2.5
+    assert config.meta.period >= 2
+
+
+def test_folds_of_real_tissues_are_those_of_full_access_but_for_the_tasks_held_out() -> None:
+    folds, full = (read(ROOT / "configs" / "ppi" / f"ohmnet_{name}.yaml", []) for name in ("folds", "meta"))
+    assert folds.meta.folds == folds.seeds == 10
+    assert {"supervised", "meta", "cosine", "cotrain"} < set(folds.arms)
+    assert "ceiling" not in folds.arms  # which would be trained on the tasks that are scored
+    assert replace(folds, arms=full.arms, meta=replace(folds.meta, folds=0)) == full
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -64,6 +84,8 @@ def test_the_papers_constants() -> None:
         ("pretrain.lengths=[0.5]", "the last one 1.0"),
         ("pretrain.lengths=[1.0,0.5]", "ascending"),
         ("data.test_fraction=0.9", "below 1"),
+        ("data.test_graphs_seen=0.5", "of which data.test_graphs_seen is a share"),
+        ("data.test_graphs_seen=1", "below 1"),
         ("meta.share=1.5", "at most 1"),
         ("meta.curvature=0", "above 0"),
         ("meta.curvature=1.5", "at most 1"),
