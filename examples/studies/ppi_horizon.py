@@ -63,7 +63,7 @@ class Settings:
     ends: lengths of pre-training, with uniform weights, after which the fine-tuning loss is differentiated.
     tails: with respect to the weights of how many last steps.
     draws: of initialisation and batches, for each end.
-    arms: whole runs.
+    arms, then: whole runs; those of ``then`` when everything else is done.
     learn: of the arms that do; see :data:`LEARNED`.
     penalty: of the head that look-aheads are judged by.
     overrides, build: as in ``ppi_distractors``.
@@ -73,6 +73,7 @@ class Settings:
     tails: list[int] = field(default_factory=list)
     draws: int = 8
     arms: list[str] = field(default_factory=list)
+    then: list[str] = field(default_factory=list)
     learn: Learn = field(default_factory=Learn)
     penalty: float = 1e-3
     overrides: list[str] = field(default_factory=list)
@@ -85,19 +86,20 @@ class Plan(study.Plan):
 
 
 def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
-    """Seed by seed, the longest cells first."""
+    """Seed by seed, so that a study cut short has whole comparisons; first what matters most, and of that the longest cells."""
     inputs = {
         "build": asdict(settings.build), "config": ppi_real.inputs_of_config(), "overrides": settings.overrides,
         "penalty": settings.penalty,
     }  # fmt: skip
-    for seed in seeds:
-        for arm in sorted(settings.arms, key=lambda arm: arm not in LEARNED):
-            how = {"learn": asdict(_learn(settings.learn, **LEARNED[arm]))} if arm in LEARNED else {}
-            yield Task(arm, WHOLE, seed, inputs | how)
-        for end in sorted(settings.ends, reverse=True):
-            tails = [tail for tail in settings.tails if tail <= end]
-            how = {"end": end, "tails": tails, "draws": settings.draws}
-            yield Task("gradient", f"end {end}", seed, inputs | how)
+    for arms, ends in ((settings.arms, settings.ends), (settings.then, [])):
+        for seed in seeds:
+            for arm in sorted(arms, key=lambda arm: arm not in LEARNED):
+                how = {"learn": asdict(_learn(settings.learn, **LEARNED[arm]))} if arm in LEARNED else {}
+                yield Task(arm, WHOLE, seed, inputs | how)
+            for end in sorted(ends, reverse=True):
+                tails = [tail for tail in settings.tails if tail <= end]
+                how = {"end": end, "tails": tails, "draws": settings.draws}
+                yield Task("gradient", f"end {end}", seed, inputs | how)
 
 
 def _learn(how: Learn, short: bool = False, tied: bool = False) -> Learn:

@@ -21,6 +21,18 @@ if TYPE_CHECKING:
 UNIFORM, ORACLE = "uniform", "oracle"
 SHORT, LONG, LATE, EARLY = 1, 200, (400, 800), 200
 SEPARATED, SHARE = 0.8, 0.8
+ORDER = (
+    "uniform",
+    "lookahead",
+    "one_step",
+    "tied",
+    "tied_one_step",
+    "similarity",
+    "share_30",
+    "share_60",
+    "share_90",
+    "oracle",
+)
 Values = Mapping[int, float]
 
 
@@ -162,7 +174,7 @@ def _permuted(found: Found) -> Outcome:
 def _whole_table(found: Found) -> str:
     last = found.longest()
     rows = []
-    for arm in found.settings.arms:
+    for arm in ORDER:
         if not found.whole(arm):
             continue
         numbers = {n: mean(found.whole(arm, n)) for n in ("auroc", f"metaft_{last}", "share", "separation")}
