@@ -72,9 +72,9 @@ def section(plan: Plan, results: Sequence[Result]) -> Section:
         "permuted": _permuted(found),
     }
     body = [
-        "Test AUROC in per cent and the loss that look-aheads are judged by, at the end of whole runs, mean over seeds; "
-        "the difference to uniform weights in points, seed by seed, each at its best length; the share of all weight that "
-        "functions have; the AUROC with which the weights tell functions from distractors.",
+        "Test AUROC in per cent (of a seed: the mean of its whole runs), mean over seeds; the difference to uniform weights in "
+        "points, seed by seed, each run at its best length; the loss that look-aheads are judged by, at the end; the share of "
+        "all weight that functions have; the AUROC with which the weights tell functions from distractors.",
         _whole_table(found),
         "Gradients at uniform weights. For each length of pre-training (rows: from initialisation to this step) and number of "
         "last steps that are differentiated: the AUROC with which the mean of the draws tells functions from distractors "
