@@ -13,6 +13,7 @@ from torch import Tensor
 from ecgmeta.bilevel import Adam, lookahead
 from ecgmeta.bilevel.trees import detach, gradient, leaves
 from examples.studies.ppi_horizon import separation, tasks
+from examples.studies.ppi_horizon_report import ORDER
 from examples.studies.ppi_lookahead import AT_OPTIMUM, Ahead, Head, correlations
 from examples.studies.study import load
 from ppi_extension.data.synthetic import PlantedSettings, build_planted
@@ -111,7 +112,12 @@ def test_only_arms_that_learn_depend_on_how_weights_are_learned() -> None:
     settings.learn.rounds += 1
     after = {task.name: task.key for task in tasks(settings, [0])}
     changed = {name.partition("/")[0] for name in before if before[name] != after[name]}
-    assert changed == {"lookahead", "one_step", "tied", "tied_one_step"} & set(settings.arms)
+    assert changed == {"lookahead", "one_step", "tied", "tied_one_step"}
+
+
+def test_every_arm_has_its_row_in_the_table() -> None:
+    settings = load("ppi_horizon").plan.settings
+    assert sorted(ORDER) == sorted([*settings.arms, *settings.then])
 
 
 def test_separation_is_one_where_every_useful_task_is_above_the_others() -> None:

@@ -63,8 +63,9 @@ class Settings:
     ends: lengths of pre-training, with uniform weights, after which the fine-tuning loss is differentiated.
     tails: with respect to the weights of how many last steps.
     draws: of initialisation and batches, for each end.
-    arms: whole runs.
+    arms, then: whole runs; those of ``then`` when everything else is done.
     learn: of the arms that do; see :data:`LEARNED`.
+    runs: whole runs of an arm and seed, from other initialisations: their mean is steadier.
     penalty: of the head that look-aheads are judged by.
     overrides, build: as in ``ppi_distractors``.
     """
@@ -73,7 +74,9 @@ class Settings:
     tails: list[int] = field(default_factory=list)
     draws: int = 8
     arms: list[str] = field(default_factory=list)
+    then: list[str] = field(default_factory=list)
     learn: Learn = field(default_factory=Learn)
+    runs: int = 3
     penalty: float = 1e-3
     overrides: list[str] = field(default_factory=list)
     build: Build = field(default_factory=Build)
@@ -85,19 +88,20 @@ class Plan(study.Plan):
 
 
 def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
-    """Seed by seed, the longest cells first."""
+    """Seed by seed, so that a study cut short has whole comparisons; first what matters most, and of that the longest cells."""
     inputs = {
         "build": asdict(settings.build), "config": ppi_real.inputs_of_config(), "overrides": settings.overrides,
         "penalty": settings.penalty,
     }  # fmt: skip
-    for seed in seeds:
-        for arm in sorted(settings.arms, key=lambda arm: arm not in LEARNED):
-            how = {"learn": asdict(_learn(settings.learn, **LEARNED[arm]))} if arm in LEARNED else {}
-            yield Task(arm, WHOLE, seed, inputs | how)
-        for end in sorted(settings.ends, reverse=True):
-            tails = [tail for tail in settings.tails if tail <= end]
-            how = {"end": end, "tails": tails, "draws": settings.draws}
-            yield Task("gradient", f"end {end}", seed, inputs | how)
+    for arms, ends in ((settings.arms, settings.ends), (settings.then, [])):
+        for seed in seeds:
+            for arm in sorted(arms, key=lambda arm: arm not in LEARNED):
+                how = {"learn": asdict(_learn(settings.learn, **LEARNED[arm]))} if arm in LEARNED else {}
+                yield Task(arm, WHOLE, seed, inputs | how | {"runs": settings.runs})
+            for end in sorted(ends, reverse=True):
+                tails = [tail for tail in settings.tails if tail <= end]
+                how = {"end": end, "tails": tails, "draws": settings.draws}
+                yield Task("gradient", f"end {end}", seed, inputs | how)
 
 
 def _learn(how: Learn, short: bool = False, tied: bool = False) -> Learn:
@@ -180,23 +184,31 @@ def separation(values: Tensor, useful: Sequence[bool]) -> float:
 def _whole(
     task: Task, ahead: Ahead, cohort: Cohort, config: Experiment, useful: Sequence[bool]
 ) -> dict[str, float]:
-    """Pre-training from the seed's initialisation with weights that stay, scored as in ``ppi_distractors``."""
+    """Pre-training with weights that stay, from the initialisation of ``ppi_distractors`` and from others, scored as there: the
+    mean of each number over these runs, and ``first``, the first one's ``auroc``."""
     import torch
 
-    from ecgmeta.runtime.seeds import torch_generator
+    from ecgmeta.runtime.seeds import derive, torch_generator
 
     z, found = _weights(task, ahead, cohort, config, useful)
     weights = len(z) * z.softmax(0)
-    found |= _scores(ahead, cohort, config, task.seed, weights)
     found |= {
         "separation": separation(weights, useful),
         "share": float(weights[torch.tensor(useful)].sum() / len(z)),
     }
-    if task.arm in LEARNED:  # a control: the same weights on other tasks
-        generator = torch_generator(task.seed, "permuted")
-        dealt = weights[torch.randperm(len(z), generator=generator)]
-        found |= {f"permuted_{n}": x for n, x in _scores(ahead, cohort, config, task.seed, dealt).items()}
-    return found
+    runs, dealt = [], []
+    for number in range(task.inputs["runs"]):
+        seed = derive(task.seed, "run", number) % 2**31 if number else task.seed
+        runs.append(_scores(ahead, cohort, config, seed, weights))
+        if task.arm in LEARNED:  # a control: the same weights on other tasks
+            order = torch.randperm(len(z), generator=torch_generator(task.seed, "permuted", number))
+            dealt.append(_scores(ahead, cohort, config, seed, weights[order]))
+    found |= _means(runs) | {"first": runs[0]["auroc"]}
+    return found | {f"permuted_{name}": value for name, value in _means(dealt).items()}
+
+
+def _means(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(run[name] for run in runs) / len(runs) for name in (runs[0] if runs else {})}
 
 
 def _weights(
@@ -244,8 +256,8 @@ def _similarity(cohort: Cohort) -> Tensor:
 
 
 def _scores(ahead: Ahead, cohort: Cohort, config: Experiment, seed: int, weights: Tensor) -> dict[str, float]:
-    """Test AUROC, in per cent, at the length that is best on this seed's validation genes; and at each length, with the loss
-    that look-aheads are judged by."""
+    """Test AUROC of one run, in per cent, at the length that is best on validation genes; and at each length, with the loss
+    that look-aheads are judged by. ``seed`` is of the initialisation, the batches and the scoring head."""
     import torch
 
     from ppi_extension.experiment.batches import EgoBatches

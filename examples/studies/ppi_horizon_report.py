@@ -21,6 +21,18 @@ if TYPE_CHECKING:
 UNIFORM, ORACLE = "uniform", "oracle"
 SHORT, LONG, LATE, EARLY = 1, 200, (400, 800), 200
 SEPARATED, SHARE = 0.8, 0.8
+ORDER = (
+    "uniform",
+    "lookahead",
+    "one_step",
+    "tied",
+    "tied_one_step",
+    "similarity",
+    "share_30",
+    "share_60",
+    "share_90",
+    "oracle",
+)
 Values = Mapping[int, float]
 
 
@@ -60,9 +72,9 @@ def section(plan: Plan, results: Sequence[Result]) -> Section:
         "permuted": _permuted(found),
     }
     body = [
-        "Test AUROC in per cent and the loss that look-aheads are judged by, at the end of whole runs, mean over seeds; "
-        "the difference to uniform weights in points, seed by seed, each at its best length; the share of all weight that "
-        "functions have; the AUROC with which the weights tell functions from distractors.",
+        "Test AUROC in per cent (of a seed: the mean of its whole runs), mean over seeds; the difference to uniform weights in "
+        "points, seed by seed, each run at its best length; the loss that look-aheads are judged by, at the end; the share of "
+        "all weight that functions have; the AUROC with which the weights tell functions from distractors.",
         _whole_table(found),
         "Gradients at uniform weights. For each length of pre-training (rows: from initialisation to this step) and number of "
         "last steps that are differentiated: the AUROC with which the mean of the draws tells functions from distractors "
@@ -162,7 +174,7 @@ def _permuted(found: Found) -> Outcome:
 def _whole_table(found: Found) -> str:
     last = found.longest()
     rows = []
-    for arm in found.settings.arms:
+    for arm in ORDER:
         if not found.whole(arm):
             continue
         numbers = {n: mean(found.whole(arm, n)) for n in ("auroc", f"metaft_{last}", "share", "separation")}
