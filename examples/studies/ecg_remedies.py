@@ -41,6 +41,7 @@ from examples.studies.study import Result, Section, Task
 
 CHECKED = 10  # pre-training steps between two looks at the criterion
 PENALTIES = (1.0, 0.1, 0.03, 0.01, 0.003)  # of other criteria, written down beside the one that chooses
+WINDOW = 4  # looks that going back looks back on
 MARKS = (40, 80, 120, 160)  # steps after which the magnitudes are written down
 
 
@@ -56,6 +57,8 @@ class Remedy:
         anchor: share of the way back to its start, in the log, that each magnitude goes after each φ step.
         shrink: whether a coordinate's step is times ``max(0, 1 − 1/z²)``, z the drift of its hypergradients in SDs of noise.
         multiplicative: whether a φ step multiplies the root of a magnitude by ``exp`` of what would have been added.
+        back: where the criterion has fallen by more than this (R² in %) below its best of the last WINDOW looks, φ goes back to
+            where it was then; 0: never. θ goes on.
         sgd: whether φ's optimiser is SGD with momentum 0.9 in place of Adam, so that coordinates keep their proportions.
         ensemble: of so many runs from different initialisations, the geometric mean of the paths, led in one more run.
         runs: how many runs, each from an initialisation and with batches of its own, of which the criterion may choose one.
@@ -70,6 +73,7 @@ class Remedy:
     anchor: float = 0.0
     shrink: bool = False
     multiplicative: bool = False
+    back: float = 0.0
     sgd: bool = False
     ensemble: int = 0
     runs: int = 1
@@ -172,6 +176,19 @@ class Change(Watch):
         super().__init__(*watched)
         self.remedy, self.lr, self.theta_lr = remedy, lr, training.lr
         self.start: Tensor | None = None
+        self.roots: Tensor | None = None
+        self.looks: list[tuple[float, Tensor]] = []
+
+    def after(self, step: int) -> None:
+        super().after(step)
+        if not self.remedy.back or self.roots is None or step + 1 not in self.seen:
+            return
+        now = self.seen[step + 1]
+        if self.looks:
+            best, roots = max(self.looks, key=lambda look: look[0])
+            if now < best - self.remedy.back:
+                self.roots.copy_(roots)
+        self.looks = [*self.looks, (now, self.roots.clone())][-WINDOW:]
 
     def engine(self, state: MetaState) -> dict[str, Any]:
         remedy = self.remedy
@@ -190,6 +207,7 @@ class Change(Watch):
         remedy = self.remedy
         if self.start is None:
             self.start = before
+        self.roots = roots
         if remedy.multiplicative:
             roots.copy_(before * (roots - before).exp())
         if remedy.shrink and state.signal.count > 2:
