@@ -336,8 +336,8 @@ def _drive(
             policy.g.data.clamp_(meta.lowest**0.5, meta.highest**0.5)
         if path is not None and report.step + 1 < len(path):
             live.copy_(path[report.step + 1].sqrt())
-        taken.append(live.square())
         variation.after(report.step)
+        taken.append(live.square())
     return torch.stack(taken)
 
 
