@@ -130,7 +130,6 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
                 yield Task(
                     f"search {trial}", name, seed, inputs | {"trial": trial, "spread": settings.spread}
                 )
-            yield Task("walk", name, seed, inputs | {"learn": "random_walk"})
             for arm, remedy in settings.remedies.items():
                 if remedy.seeds and seed not in remedy.seeds:
                     continue
@@ -268,7 +267,7 @@ def _pretrained(text: str, seed: int) -> tuple[Pretrained, Watch]:
         paths = [_pretrained(json.dumps(each), seed)[0].path for each in runs]
         path = torch.stack(paths).log().mean(0).exp()
     else:
-        learn = inputs.get("learn", "ours")
+        learn = "ours"
     run = inputs.get("run", 1)
     own = seed if run == 1 else derive(seed, "run", run)
     encoder = untrained(unlabelled, own)

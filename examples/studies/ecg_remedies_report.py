@@ -11,6 +11,7 @@ from scipy import stats
 
 from ecgmeta.runtime.page.charts import Estimate
 from examples.studies.ecg_report import (
+    ALL,
     EFFECT,
     candidates,
     gain,
@@ -26,7 +27,6 @@ from examples.studies.report import table
 from examples.studies.statistics import by_seed, differences, mean, paired, seeds_needed
 from examples.studies.study import Outcome, Result, Section, Task
 
-ASTRAY = 5.0  # AUROC points below the median of the seed's learning runs
 Gains = Mapping[str, tuple[str, Estimate] | None]
 
 
@@ -42,18 +42,19 @@ def section(
     known: dict[str, Outcome] = {}
     for arm in plan.chosen:
         gains = {s: gain(results, number, s, arm, plan.without) for s in names}
-        over_meta = {s: _over(results, number, s, arm, "meta") for s in names}
+        over = {other: {s: _over(results, number, s, arm, other) for s in names} for other in ("meta", ALL)}
         known |= {
             f"{arm}, gain": large_gain(gains),
             f"{arm}, estimate": _estimate(gains),
             f"{arm}, no loss": no_loss(gains),
-            f"{arm}, over meta": no_loss(over_meta),
+            f"{arm}, over meta": no_loss(over["meta"]),
+            f"{arm}, over all": no_loss(over[ALL]),
         }
     outcomes = {name: interim(known[name], seeds, wanted) for name in plan.expected}
     counted = ", ".join(f"{n} of `{name}`" for name, n in seeds.items())
     parts = [f"Seeds of which every arm is done, and which alone are reported: {counted}."]
     learning = [arm for arm in plan.settings.remedies if any(r.task.arm == arm for r in results)]
-    arms = [*plan.without, *dict.fromkeys([*learning, *plan.chosen])]
+    arms = [*plan.without, ALL, *dict.fromkeys([*learning, *plan.chosen])]
     parts += [_arms_table(results, s, arms, number, plan) for s in names]
     parts += [f"What φ did in `{arm}`:\n\n{phi_table(results, starts, arm)}" for arm in learning]
     parts += [_agreement(results, names, number)]
@@ -91,7 +92,7 @@ def _arms_table(results: Sequence[Result], setting: str, arms: Sequence[str], nu
             f"{np.std(list(own.values()), ddof=1):.1f}" if len(own) > 1 else "–",
             f"{min(own.values()):.1f}",
         ]
-        found = None if arm in plan.without else gain(results, number, setting, arm, plan.without)
+        found = None if arm in (*plan.without, ALL) else gain(results, number, setting, arm, plan.without)
         rows.append([*row, *_differences(results, number, setting, arm, found)])
     head = (
         setting,

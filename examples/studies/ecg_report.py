@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 EFFECT = 1.9  # AUROC points: what the paper reports at most, and the bar
 WIDEST = 30.0  # points to either side that the figure shows
+ALL = "best of all without"
 CHOSEN = {
-    "best static": "static ",
-    "random search": "search ",
+    "best static": ("static ",),
+    "random search": ("search ",),
+    ALL: ("static ", "search ", "ramp"),
 }  # arm -> what its candidates' names begin with
 WITHOUT = ("no pre-training", "random encoder", "start", "best static", "random search", "ramp", "walk")
 META = ("meta (paper)", "meta", "retrained", "replayed")
