@@ -47,7 +47,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(kept)
 
 
-@pytest.mark.parametrize("name", ["ecg_synthetic", "ecg_real", "cost"])
+@pytest.mark.parametrize("name", ["ecg_synthetic", "ecg_remedies", "ecg_real", "cost"])
 def test_a_plan_has_one_cell_a_name_and_expects_what_it_reports(name: str) -> None:
     study = load(name)
     cells = study.tasks()

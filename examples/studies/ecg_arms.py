@@ -226,6 +226,20 @@ class Pretrained:
     path: Tensor
 
 
+class Variation:
+    """What a study changes in the loop: nothing. Its subclasses change one thing each."""
+
+    def engine(self, state: MetaState) -> dict[str, Any]:
+        """Settings of ``meta_train`` over the usual ones; φ's optimiser may be replaced in ``state``."""
+        return {}
+
+    def stepped(self, state: MetaState, roots: Tensor, before: Tensor) -> None:
+        """After each φ step, which moved the square roots of the magnitudes, here a view of φ, from ``before``."""
+
+    def after(self, step: int) -> None:
+        """After each pre-training step."""
+
+
 def untrained(records: Tensor, seed: int, name: str = "examples.studies.ecg_arms:SmallNet") -> Encoder:
     """The encoder that every arm of a seed starts from, where ``records`` lie, normalising by their mean and SD."""
     with seeded(seed, "encoder"):
@@ -256,6 +270,7 @@ def pretrain(
     crop: int | None = None,
     encoder: Encoder | None = None,
     path: Tensor | None = None,
+    variation: Variation | None = None,
 ) -> Pretrained:
     """SimCLR under the magnitudes ``start``, on the device of ``unlabelled``.
 
@@ -266,6 +281,7 @@ def pretrain(
         crop: see :class:`Batches`.
         encoder: None: :func:`untrained`.
         path: (steps, operations), magnitudes to be under at each step instead of learning any.
+        variation: what is otherwise in the loop.
 
     Raises:
         FloatingPointError: a loss is not finite.
@@ -292,8 +308,10 @@ def pretrain(
         phi_optimizer=torch.optim.Adam(problem.phi.values(), lr=phi_lr, betas=betas),
     )
     began = time.perf_counter()
-    reports = meta_train(problem, state, batches, seed=seed, **_settings(learn, training, meta))
-    taken = _drive(reports, policy, learn, meta, path)
+    variation = variation or Variation()
+    settings = _settings(learn, training, meta) | variation.engine(state)
+    reports = meta_train(problem, state, batches, seed=seed, **settings)
+    taken = _drive(reports, state, policy, learn, meta, path, variation)
     seconds = time.perf_counter() - began
     z = state.signal.z().view(policy.g.shape) if state.signal.count else torch.zeros_like(policy.g)
     return Pretrained(
@@ -306,7 +324,13 @@ def pretrain(
 
 
 def _drive(
-    reports: Iterable[Report], policy: LearnedPolicy, learn: str, meta: Meta, path: Tensor | None
+    reports: Iterable[Report],
+    state: MetaState,
+    policy: LearnedPolicy,
+    learn: str,
+    meta: Meta,
+    path: Tensor | None,
+    variation: Variation,
 ) -> Tensor:
     """Take every step, and hold or lead the magnitudes: (steps + 1, operations), those before each step and at the end."""
     live = policy.g.detach()[..., 0].diagonal()  # of a chain, stage s uses operation s
@@ -314,10 +338,13 @@ def _drive(
         live.copy_(path[0].sqrt())
     taken = [live.square()]
     for report in reports:
+        if report.hyper is not None:
+            variation.stepped(state, live, taken[-1].sqrt())
         if learn != "paper":
             policy.g.data.clamp_(meta.lowest**0.5, meta.highest**0.5)
         if path is not None and report.step + 1 < len(path):
             live.copy_(path[report.step + 1].sqrt())
+        variation.after(report.step)
         taken.append(live.square())
     return torch.stack(taken).cpu()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 
 EFFECT = 1.9  # AUROC points: what the paper reports at most, and the bar
 WIDEST = 30.0  # points to either side that the figure shows
+ALL = "best of all without"
 CHOSEN = {
-    "best static": "static ",
-    "random search": "search ",
+    "best static": ("static ",),
+    "random search": ("search ",),
+    ALL: ("static ", "search ", "ramp"),
 }  # arm -> what its candidates' names begin with
 WITHOUT = ("no pre-training", "random encoder", "start", "best static", "random search", "ramp", "walk")
 META = ("meta (paper)", "meta", "retrained", "replayed")
@@ -30,17 +33,30 @@ ARMS = (*WITHOUT, *META)
 Values = Mapping[int, float]
 
 
+def candidates(results: Sequence[Result], arm: str, setting: str) -> list[str]:
+    """The arms of which the criterion chooses one; an arm of its own is its only one.
+
+    ``best of K NAME`` chooses among ``NAME``, ``NAME 2``, ... ``NAME K`` (or from ``NAME 1`` on), if all are there.
+    """
+    if arm == "start":
+        return ["static 1"]
+    names = {r.task.arm for r in results if r.task.setting == setting}
+    if found := re.fullmatch(r"best of (\d+) (.+)", arm):
+        count, name = int(found[1]), found[2]
+        first = name if name in names else f"{name} 1"
+        runs = [first, *(f"{name} {k}" for k in range(2, count + 1))]
+        return runs if names.issuperset(runs) else []
+    return sorted(name for name in names if name.startswith(CHOSEN[arm])) if arm in CHOSEN else [arm]
+
+
 def values(results: Sequence[Result], number: str, arm: str, setting: str) -> dict[int, float]:
     """A number of each seed of an arm; of several candidates the one with the best validation, seed by seed.
 
     A seed counts once all its candidates are there.
     """
-    if arm == "start":
-        return by_seed(results, number, "static 1", setting)
-    if arm not in CHOSEN:
-        return by_seed(results, number, arm, setting)
-    cells = [r.task for r in results if r.task.setting == setting]
-    names = sorted({task.arm for task in cells if task.arm.startswith(CHOSEN[arm])})
+    names = candidates(results, arm, setting)
+    if len(names) == 1:
+        return by_seed(results, number, names[0], setting)
     validation = [by_seed(results, "validation", name, setting) for name in names]
     found = [by_seed(results, number, name, setting) for name in names]
     seeds = set.intersection(*map(set, validation), *map(set, found)) if names else set()
@@ -55,10 +71,16 @@ def whole(results: Sequence[Result], planned: Sequence[Task]) -> list[Result]:
     return [r for r in results if done[place := (r.task.setting, r.task.seed)] == wanted[place]]
 
 
-def best_without(results: Sequence[Result], number: str, setting: str, against: Values) -> str | None:
+def best_without(
+    results: Sequence[Result],
+    number: str,
+    setting: str,
+    against: Values,
+    without: Sequence[str] = WITHOUT,
+) -> str | None:
     """The arm without meta-learning that has the highest mean over the seeds it shares with ``against``."""
     means = {}
-    for arm in WITHOUT:
+    for arm in without:
         shared = values(results, number, arm, setting).items()
         if kept := [value for seed, value in shared if seed in against]:
             means[arm] = fmean(kept)
@@ -66,11 +88,15 @@ def best_without(results: Sequence[Result], number: str, setting: str, against: 
 
 
 def gain(
-    results: Sequence[Result], number: str, setting: str, arm: str = "meta"
+    results: Sequence[Result],
+    number: str,
+    setting: str,
+    arm: str = "meta",
+    without: Sequence[str] = WITHOUT,
 ) -> tuple[str, Estimate] | None:
     """Which arm without meta-learning is the best, and the paired difference of ``arm`` from it."""
     own = values(results, number, arm, setting)
-    best = best_without(results, number, setting, own)
+    best = best_without(results, number, setting, own, without)
     return None if best is None else (best, paired(own, values(results, number, best, setting)))
 
 

@@ -164,7 +164,7 @@ def _all_arms(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
 def run(task: Task) -> Mapping[str, float]:
     """Test AUROC at each label size, and what candidates are chosen by: see :func:`~examples.studies.ecg_arms.validated`."""
     inputs = task.inputs
-    unlabelled, pool, test = _cohort(inputs, task.seed)
+    unlabelled, pool, test = cohort_of(inputs, task.seed)
     metaft = pool.take(slice(inputs["sizes"]["metaft"]))
     scoring = Scoring(**inputs["scoring"])
     found = None
@@ -191,8 +191,8 @@ def _pretrained(task: Task) -> Pretrained:
     if "trial" in inputs:
         return _under(drawn(start, inputs["spread"], seed, inputs["trial"]), inputs, seed)
     if "ramp" in inputs:
-        path = ramp(start, *inputs["ramp"], steps=inputs["training"]["steps"])
-        return _under(start, inputs, seed, path=path)
+        low, high = inputs["ramp"]
+        return _under(start, inputs, seed, path=ramp(start, low, high, inputs["training"]["steps"]))
     if inputs["learn"] in ("retrained", "replayed"):  # the magnitudes of the end, or those of each step
         learned = _learned(json.dumps({**inputs, "learn": "ours"}), seed)
         path = learned.path if inputs["learn"] == "replayed" else None
@@ -218,7 +218,7 @@ def _under(
     initial: int | None = None,
 ) -> Pretrained:
     """Pre-trained on the cohort of ``seed``; ``initial`` is the seed of weights and batches, where it is another."""
-    unlabelled, pool, _ = _cohort(inputs, seed)
+    unlabelled, pool, _ = cohort_of(inputs, seed)
     metaft = pool.take(slice(inputs["sizes"]["metaft"]))
     training, meta = Training(**inputs["training"]), Meta(**inputs["meta"])
     initial = seed if initial is None else initial
@@ -232,7 +232,7 @@ def _scale(inputs: Mapping[str, Any]) -> Scale:
     return Scale(**inputs.get("scale", {}))
 
 
-def _cohort(inputs: Mapping[str, Any], seed: int) -> tuple[torch.Tensor, Records, Records]:
+def cohort_of(inputs: Mapping[str, Any], seed: int) -> tuple[torch.Tensor, Records, Records]:
     """Unlabelled recordings, where encoders are trained; the labelled pool; the test recordings."""
     scale = _scale(inputs)
     text = json.dumps([inputs["situation"], inputs["sizes"], asdict(scale)])

@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from examples.studies import ppi_real, study
 from examples.studies.ppi_distractors import Build
@@ -89,7 +89,7 @@ class Plan(study.Plan):
 
 def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
     """Seed by seed, so that a study cut short has whole comparisons; first what matters most, and of that the longest cells."""
-    inputs = {
+    inputs: dict[str, Any] = {
         "build": asdict(settings.build), "config": ppi_real.inputs_of_config(), "overrides": settings.overrides,
         "penalty": settings.penalty,
     }  # fmt: skip
@@ -100,8 +100,8 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
                 yield Task(arm, WHOLE, seed, inputs | how | {"runs": settings.runs})
             for end in sorted(ends, reverse=True):
                 tails = [tail for tail in settings.tails if tail <= end]
-                how = {"end": end, "tails": tails, "draws": settings.draws}
-                yield Task("gradient", f"end {end}", seed, inputs | how)
+                own = {"end": end, "tails": tails, "draws": settings.draws}
+                yield Task("gradient", f"end {end}", seed, inputs | own)
 
 
 def _learn(how: Learn, short: bool = False, tied: bool = False) -> Learn:

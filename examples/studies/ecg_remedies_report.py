@@ -1,0 +1,175 @@
+"""What the study of remedies reports: every arm at the end and at its best moment, and the pilot's table of all remedies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from ecgmeta.runtime.page.charts import Estimate
+from examples.studies.ecg_report import (
+    ALL,
+    EFFECT,
+    candidates,
+    gain,
+    interim,
+    large_gain,
+    no_loss,
+    phi_table,
+    said,
+    values,
+    whole,
+)
+from examples.studies.report import table
+from examples.studies.statistics import by_seed, differences, mean, paired, seeds_needed
+from examples.studies.study import Outcome, Result, Section, Task
+
+Gains = Mapping[str, tuple[str, Estimate] | None]
+
+
+def section(
+    plan: Any, results: Sequence[Result], planned: Sequence[Task], pilot: Sequence[Result]
+) -> Section:
+    """The section; ``pilot`` are the cells of the pilot's seeds, which are shown apart."""
+    results = whole(results, planned)
+    starts = {name: situation.start for name, situation in plan.settings.situations.items()}
+    names, number = list(starts), f"probe {plan.main}"
+    seeds = {name: len({r.task.seed for r in results if r.task.setting == name}) for name in names}
+    wanted = {name: len({task.seed for task in planned if task.setting == name}) for name in names}
+    known: dict[str, Outcome] = {}
+    for arm in plan.chosen:
+        gains = {s: gain(results, number, s, arm, plan.without) for s in names}
+        over = {other: {s: _over(results, number, s, arm, other) for s in names} for other in ("meta", ALL)}
+        known |= {
+            f"{arm}, gain": large_gain(gains),
+            f"{arm}, estimate": _estimate(gains),
+            f"{arm}, no loss": no_loss(gains),
+            f"{arm}, over meta": no_loss(over["meta"]),
+            f"{arm}, over all": no_loss(over[ALL]),
+        }
+    outcomes = {name: interim(known[name], seeds, wanted) for name in plan.expected}
+    counted = ", ".join(f"{n} of `{name}`" for name, n in seeds.items())
+    parts = [f"Seeds of which every arm is done, and which alone are reported: {counted}."]
+    learning = [arm for arm in plan.settings.remedies if any(r.task.arm == arm for r in results)]
+    arms = [*plan.without, ALL, *dict.fromkeys([*learning, *plan.chosen])]
+    parts += [_arms_table(results, s, arms, number, plan) for s in names]
+    parts += [f"What φ did in `{arm}`:\n\n{phi_table(results, starts, arm)}" for arm in learning]
+    parts += [_agreement(results, names, number)]
+    if pilot:
+        parts += ["**The pilot**, on seeds of its own: every remedy, one setting different from `meta`.", *(
+            _pilot_table(pilot, s, plan.settings.remedies, number) for s in names
+        ), _agreement(pilot, names, number)]  # fmt: skip
+    return Section(outcomes, "\n\n".join([*parts, plan.notes.strip()]), {})
+
+
+def _over(
+    results: Sequence[Result], number: str, setting: str, arm: str, other: str
+) -> tuple[str, Estimate] | None:
+    a, b = (values(results, number, name, setting) for name in (arm, other))
+    return (other, paired(a, b)) if a.keys() & b.keys() else None
+
+
+def _estimate(gains: Gains) -> Outcome:
+    """The weak form of the bar: the estimate alone."""
+    strong = large_gain(gains)
+    best = max((pair[1].value for pair in gains.values() if pair is not None), default=None)
+    return strong if best is None or strong.met is None else Outcome(strong.text, best >= EFFECT)
+
+
+def _arms_table(results: Sequence[Result], setting: str, arms: Sequence[str], number: str, plan: Any) -> str:
+    """Of every arm: its cost, test AUROC, its best moment's, its spread, and its difference from the best without learning."""
+    rows: list[list[object]] = []
+    for arm in arms:
+        own = values(results, number, arm, setting)
+        if not own:
+            continue
+        stopped = values(results, f"stopped {number}", arm, setting)
+        row = [arm, f"{_cost(results, arm, setting):.1f}", said(mean(own), ""), said(mean(stopped), "")]
+        row += [
+            f"{np.std(list(own.values()), ddof=1):.1f}" if len(own) > 1 else "–",
+            f"{min(own.values()):.1f}",
+        ]
+        found = None if arm in (*plan.without, ALL) else gain(results, number, setting, arm, plan.without)
+        rows.append([*row, *_differences(results, number, setting, arm, found)])
+    head = (
+        setting,
+        "cost",
+        f"{number} labels",
+        "at its best moment",
+        "SD",
+        "worst seed",
+        "minus best without",
+        "paired SD (seeds)",
+    )
+    return table(head, rows)
+
+
+def _differences(
+    results: Sequence[Result], number: str, setting: str, arm: str, found: tuple[str, Estimate] | None
+) -> tuple[str, str]:
+    if found is None:
+        return "", ""
+    best, estimate = found
+    each = differences(values(results, number, arm, setting), values(results, number, best, setting))
+    sd = float(np.std(each, ddof=1)) if len(each) > 1 else 0.0
+    return f"{said(estimate)}, {best}", f"{sd:.1f} ({seeds_needed(sd, EFFECT)})" if sd else "–"
+
+
+def _cost(results: Sequence[Result], arm: str, setting: str) -> float:
+    """In runs of the static start: the sum over the candidates of the median over seeds, and an ensemble's runs with it."""
+    plain = by_seed(results, "pretrain seconds", "static 1", setting)
+    total = 0.0
+    for name in candidates(results, arm, setting):
+        own = by_seed(results, "pretrain seconds", name, setting)
+        shared = [own[s] / plain[s] for s in own.keys() & plain.keys()]
+        total += median(shared) if shared else float("nan")
+    return total
+
+
+def _pilot_table(results: Sequence[Result], setting: str, remedies: Mapping[str, Any], number: str) -> str:
+    """Of every remedy: AUROC and criterion, and their paired differences from ``meta``, on the seeds that both have."""
+    rows: list[list[object]] = []
+    base = {name: values(results, name, "meta", setting) for name in (number, "validation")}
+    for arm in remedies:
+        own = {name: values(results, name, arm, setting) for name in base}
+        if not own[number]:
+            continue
+        stopped = values(results, f"stopped {number}", arm, setting)
+        row: list[object] = [
+            arm,
+            len(own[number]),
+            f"{fmean(own[number].values()):.1f}",
+            f"{min(own[number].values()):.1f}",
+        ]
+        row += [f"{fmean(stopped.values()):.1f}", f"{fmean(own['validation'].values()):.1f}"]
+        rows.append([*row, *("" if arm == "meta" else said(paired(own[name], base[name])) for name in base)])
+    head = (
+        setting,
+        "seeds",
+        f"{number} labels",
+        "worst seed",
+        "at its best moment",
+        "criterion, R² in %",
+        "minus meta",
+        "criterion minus meta",
+    )
+    return table(head, rows)
+
+
+def _agreement(results: Sequence[Result], settings: Sequence[str], number: str) -> str:
+    """How well the criterion orders runs by test AUROC."""
+    said_of = []
+    for setting in settings:
+        cells = [r for r in results if r.task.setting == setting and "validation" in r.numbers]
+        if len(cells) > 2:
+            chosen_by, scored = ([r.numbers[n] for r in cells] for n in ("validation", number))
+            order = stats.spearmanr(chosen_by, scored)
+            said_of.append(f"{float(order.statistic):.2f} in `{setting}` ({len(cells)} runs)")
+    return (
+        f"Rank correlation over all runs of the criterion with test AUROC: {', '.join(said_of)}."
+        if said_of
+        else ""
+    )
