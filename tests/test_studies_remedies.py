@@ -94,12 +94,12 @@ def test_a_cell_is_what_its_remedy_changes() -> None:
 
 
 @pytest.mark.slow
-def test_a_cell_of_each_kind_runs(threads: None) -> None:
+@pytest.mark.parametrize("arm", ["ramp", "ensemble", "Neumann", "going back", "shrunken"])
+def test_a_cell_runs(arm: str, threads: None) -> None:
     study = load("ecg_remedies", quick=True)
-    seed = study.plan.pilot[0]
-    cells = {task.arm: task for task in study.module.tasks(study.plan.settings, [seed])}
-    for arm, task in cells.items():
-        numbers = study.module.run(task)
-        assert np.isfinite(list(numbers.values())).all(), arm
-        assert {"probe 60", "stopped probe 60", "validation"} <= set(numbers)
-        assert ("φ gain" in numbers) == ("remedy" in task.inputs)
+    cells = study.module.tasks(study.plan.settings, study.plan.pilot[:1])
+    task = next(task for task in cells if task.arm == arm)
+    numbers = study.module.run(task)
+    assert np.isfinite(list(numbers.values())).all()
+    assert {"probe 60", "stopped probe 60", "validation"} <= set(numbers)
+    assert ("φ gain" in numbers) == ("remedy" in task.inputs)

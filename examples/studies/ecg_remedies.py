@@ -254,7 +254,7 @@ def _pretrained(text: str, seed: int) -> tuple[Pretrained, Watch]:
     start, training = inputs["situation"]["start"], Training(**inputs["training"])
     remedy = Remedy(**inputs.get("remedy", {}))
     meta = Meta(**(inputs["meta"] | remedy.meta))
-    learn, path = "", None
+    learn, path, before = "", None, 0.0
     if "factor" in inputs:
         start = scaled(start, inputs["factor"])
     elif "trial" in inputs:
@@ -264,9 +264,10 @@ def _pretrained(text: str, seed: int) -> tuple[Pretrained, Watch]:
         path = ramp(start, low, high, training.steps)
     elif remedy.ensemble:
         alone = _changed(replace(remedy, ensemble=0))
-        runs = (inputs | {"remedy": alone, "run": run} for run in range(1, remedy.ensemble + 1))
-        paths = [_pretrained(json.dumps(each), seed)[0].path for each in runs]
-        path = torch.stack(paths).log().mean(0).exp()
+        each = (inputs | {"remedy": alone, "run": run} for run in range(1, remedy.ensemble + 1))
+        runs = [_pretrained(json.dumps(one), seed)[0] for one in each]
+        path = torch.stack([one.path for one in runs]).log().mean(0).exp()
+        before = sum(one.seconds for one in runs)
     else:
         learn = "ours"
     run = inputs.get("run", 1)
@@ -278,7 +279,7 @@ def _pretrained(text: str, seed: int) -> tuple[Pretrained, Watch]:
         unlabelled, metaft, start, own, training, meta, learn=learn, encoder=encoder, path=path,
         variation=variation,
     )  # fmt: skip
-    return found, variation
+    return replace(found, seconds=found.seconds + before), variation
 
 
 def report(plan: Plan, results: Sequence[Result]) -> Section:

@@ -119,7 +119,7 @@ def _differences(
 
 
 def _cost(results: Sequence[Result], arm: str, setting: str) -> float:
-    """In runs of the static start: the sum over the candidates of the median over seeds, and an ensemble's runs with it."""
+    """In runs of the static start: the sum over candidates of the median over seeds; an ensemble's runs are in its own time."""
     plain = by_seed(results, "pretrain seconds", "static 1", setting)
     total = 0.0
     for name in candidates(results, arm, setting):
