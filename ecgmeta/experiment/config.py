@@ -11,14 +11,17 @@ from ecgmeta.runtime.logs import Log
 
 ARMS = {
     "meta": "SimCLR with augmentations learned by hypergradient",
+    "meta_best": "the best of several runs of meta, by the labels that guide them",
     "meta_weights": "SimCLR with a weight for each recording learned by hypergradient",
     "search": "random search over the augmenter's magnitudes and chances, at the compute of meta",
     "simclr": "SimCLR with static augmentations",
     "simclr_warp": "SimCLR with the augmenter as it starts, not learned",
 }
 LEARNING = ("meta", "meta_weights")  # arms that have a φ
-GUIDED = (*LEARNING, "search")  # arms that the MetaFT labels guide
-AUGMENTED = ("meta", "simclr_warp", "search")  # arms that have an augmenter
+CHOSEN = ("search", "meta_best")  # arms that keep the best of several runs of another
+LEARNED = (*LEARNING, "meta_best")  # arms that end with a learned φ
+GUIDED = (*LEARNING, *CHOSEN)  # arms that the MetaFT labels guide
+AUGMENTED = ("meta", "simclr_warp", *CHOSEN)  # arms that have an augmenter
 BASELINES = {
     "none": "no pre-training: trained from scratch on the labels",
     "random": "random encoder, linear head",
@@ -123,6 +126,9 @@ class Pretrain:
     lr: float = 1e-4
     temperature: float = 0.5
     projection: int = 128
+    repeat: int = (
+        0  # n: other initial weights, batches and noise, and the same patients and labels; runs of meta_best
+    )
     log_every: int = 10
     checkpoint_every: int = 100
 
@@ -167,11 +173,14 @@ class Meta:
 
 @dataclass
 class Search:
-    """The arm `search`: trials around the augmenter's start, the best on the MetaFT validation recordings kept."""
+    """Arms that keep the run which is best on the MetaFT validation recordings: `search`, trials around the augmenter's start;
+    `meta_best`, runs of meta that differ in their initial weights and batches. In ``examples/studies`` (``ecg_remedies``) some
+    runs of meta went astray, and the best of three gained what one did not."""
 
     trials: int = 4
     spread: float = 1.0  # SD of the logarithms of magnitudes, and of logits
     compute: float = 1.3  # steps of all trials together, in plain pre-trainings: what a meta run costs
+    runs: int = 3  # of meta, in meta_best
 
 
 @dataclass
@@ -272,12 +281,12 @@ _POSITIVE = (
         "meta.penalty",
     ),
     *("finetune.seeds", "finetune.epochs", "finetune.batch_size", "finetune.lr"),
-    *("search.trials", "search.compute"),
+    *("search.trials", "search.compute", "search.runs"),
 )
 _NOT_NEGATIVE = (
     *("data.min_positives", "augment.noise", "pretrain.max_steps", "evaluate.bootstrap"),
     *("finetune.patience", "finetune.processes"),
-    *("search.spread", "augment.draw"),
+    *("search.spread", "augment.draw", "pretrain.repeat"),
     *("meta.warmup_epochs", "meta.unroll", "meta.terms", "meta.damping", "meta.magnitude_lr", "meta.clip"),
     "meta.magnitude_limit",
 )

@@ -16,7 +16,7 @@ from ecgmeta.experiment.batches import Labelled
 from ecgmeta.experiment.cohort import Cohort, preprocess
 from ecgmeta.experiment.config import AUGMENTED, Experiment
 from ecgmeta.experiment.failures import LOGITS, MAGNITUDES
-from ecgmeta.runtime.seeds import seeded, torch_generator
+from ecgmeta.runtime.seeds import derive, seeded, torch_generator
 from ecgmeta.simclr import ExampleWeights, SimCLR
 
 
@@ -120,9 +120,15 @@ def _augmenter_as_configured(config: Experiment, encoder: Encoder) -> Augmenter:
     return LearnedWarp(magnitude=augment.warp_magnitude, variant=cast(Any, variant), **shared)
 
 
+def run_seed(config: Experiment) -> int:
+    """Of initial weights, batches and noise. What divides the data is ``config.seed``."""
+    repeat = config.pretrain.repeat
+    return derive(config.seed, "repeat", repeat) if repeat else config.seed
+
+
 def build(config: Experiment, cohort: Cohort, arm: str) -> Model:
     """The networks of ``arm``. Equal seeds give every arm the same initial encoder."""
-    seed = config.seed
+    seed = run_seed(config)
     encoder = build_encoder(config, cohort, seed)
     augmenter = None
     weights = ExampleWeights(len(cohort.pretrain)) if arm == "meta_weights" else None

@@ -29,7 +29,7 @@ from ecgmeta.experiment.cohort import Cohort
 from ecgmeta.experiment.config import GUIDED, LEARNING, Experiment
 from ecgmeta.experiment.contamination import metaft_records, note_seen
 from ecgmeta.experiment.failures import KEYS, LOGITS, MAGNITUDES, AugmenterGuard
-from ecgmeta.experiment.model import Model, build
+from ecgmeta.experiment.model import Model, build, run_seed
 from ecgmeta.experiment.pace import phi_step_guess
 from ecgmeta.experiment.run import Run
 from ecgmeta.runtime.errors import InputError
@@ -79,7 +79,7 @@ class _Training:
             inverse=self.guard.solve,
             accumulate=config.meta.accumulate,
             control="random_walk" if config.meta.control == "random_walk" else "none",
-            seed=config.seed,
+            seed=run_seed(config),
             clip=config.meta.clip or None,
             products=ROUTES.get(config.meta.products),  # "cheapest" is none of them: the engine chooses
             on_failure="skip",  # the engine reports; what is done about it is the guard's
@@ -195,7 +195,7 @@ def _prepare(config: Experiment, cohort: Cohort, ranks: Ranks) -> _Training:
         batch_size=config.pretrain.batch_size,
         hyper_batch_size=config.meta.hyper_batch_size or config.pretrain.batch_size,
         label_batch_size=config.meta.batch_size,
-        seed=config.seed,
+        seed=run_seed(config),
         device=device,
         rank=ranks.rank,
         ranks=ranks.size,

@@ -12,7 +12,7 @@ import torch
 
 from ecgmeta.augment import LearnedWarp, load_augmenter
 from ecgmeta.experiment.cohort import Cohort
-from ecgmeta.experiment.config import ARMS, LEARNING
+from ecgmeta.experiment.config import ARMS, LEARNED
 from ecgmeta.experiment.run import Run
 from ecgmeta.report.content import (
     AugmenterSummary,
@@ -111,7 +111,7 @@ def _verdict(row: dict[str, Any], reference: str) -> str:
 
 def _warnings(run: Run, cohort: Cohort, logs: dict[str, list[dict[str, Any]]]) -> list[str]:
     lines = [note for note in cohort.notes if note]
-    learned = [arm for arm in LEARNING if arm in logs]
+    learned = [arm for arm in LEARNED if arm in logs]
     if not learned:
         return lines
     steps = [line for arm in learned for line in logs[arm] if "hyper" in line]
@@ -255,7 +255,7 @@ def _augmenter(run: Run, cohort: Cohort) -> AugmenterSummary | None:
         return None
     x = cohort.pretrain[slice(0, 256)][0]
     before, after = (load_augmenter(folder) for folder in (run.augmenter_before, run.augmenter))
-    how = "learned by hypergradient" if run.arm == "meta" else "not learned in this arm"
+    how = "learned by hypergradient" if run.arm in LEARNED else "not learned in this arm"
     signal = f" The hypergradient {run.info['signal']}." if "signal" in run.info else ""
     if isinstance(before, LearnedWarp) and isinstance(after, LearnedWarp):
         return _warp(before, after, x, run.config.seed, how, signal)

@@ -35,7 +35,7 @@ class Run(RunFolder[Experiment]):
     ``config.yaml`` · ``later.yaml`` (as fine-tuning and evaluation last read it) · ``run.json`` (command, versions,
     data) · ``metrics.jsonl`` · ``last.ckpt``, and until pre-training ends ``previous.ckpt``, the one before it ·
     ``tensorboard/``, ``wandb/`` (as ``log`` asks for) · ``encoder/`` · ``augmenter/`` and ``augmenter_before/`` (meta and
-    simclr_warp) · ``weights/`` (meta_weights) · ``trials/N/`` (search) · ``compare/ARM/`` (runs of the other arms) ·
+    simclr_warp) · ``weights/`` (meta_weights) · ``trials/N/`` (search, meta_best) · ``compare/ARM/`` (the other arms) ·
     ``seen.npz`` (prints of the recordings that training saw) · ``finetune/*.npz`` (one a cell) ·
     ``results.json``, ``results.csv`` and ``results.md`` · ``report.html``.
     """

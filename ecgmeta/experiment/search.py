@@ -1,4 +1,5 @@
-"""Random search over what the meta arm learns, at its compute: the arm that says whether gradients were needed."""
+"""Arms that keep the best of several runs: random search over what the meta arm learns, at its compute, which says whether
+gradients were needed; and the best of several runs of meta."""
 
 from __future__ import annotations
 
@@ -18,11 +19,12 @@ from ecgmeta.runtime.ranks import Ranks
 
 
 def search(run: Run, cohort: Cohort, ranks: Ranks, progress: Progress) -> None:
-    """Pre-train ``search.trials`` encoders, each under an augmenter drawn around the configured start and not learned, and keep
-    the one whose linear probe does best on the MetaFT validation recordings, the labels that guide the meta arm.
+    """Pre-train several encoders, and keep the one whose linear probe does best on the MetaFT validation recordings, the labels
+    that guide the meta arm.
 
-    Together they take ``search.compute`` times the steps of one pre-training, which is about what a meta run costs; each is a
-    run of its own in ``trials/``, and is gone on with like any other.
+    ``search``: ``search.trials`` of them, each under an augmenter drawn around the configured start and not learned; together
+    they take ``search.compute`` times the steps of one pre-training, which is about what a meta run costs. ``meta_best``:
+    ``search.runs`` runs of meta. Each is a run of its own in ``trials/``, and is gone on with like any other.
 
     Raises:
         InputError, Stopped, Diverged: see :func:`~ecgmeta.experiment.pretrain.pretrain`.
@@ -31,18 +33,27 @@ def search(run: Run, cohort: Cohort, ranks: Ranks, progress: Progress) -> None:
     if run.pretrained:
         return
     trials = []
-    for number in range(1, run.config.search.trials + 1):
-        config, folder = trial(run.config, number, len(cohort.pretrain)), run.folder / "trials" / str(number)
+    for number, config in enumerate(_candidates(run, len(cohort.pretrain)), start=1):
+        folder = run.folder / "trials" / str(number)
         trials.append(Run.create(folder, config) if ranks.leads else Run(folder, config))
         pretrain(trials[-1], cohort, ranks, progress)
     if ranks.leads:
         note_data(run, cohort)
         scores = [_score(other, cohort) for other in trials]
         best = max(range(len(scores)), key=scores.__getitem__)
-        say(f"search: trial {best + 1} of {len(scores)} is the best on validation: {scores[best]:.3f}")
-        run.note(search={"scores": scores, "best": best + 1})
+        say(f"{run.arm}: trial {best + 1} of {len(scores)} is the best on validation: {scores[best]:.3f}")
+        signal = {name: trials[best].info[name] for name in ("signal",) if name in trials[best].info}
+        run.note(search={"scores": scores, "best": best + 1}, **signal)
         _keep(trials[best], run)
     ranks.wait()
+
+
+def _candidates(run: Run, recordings: int) -> list[Experiment]:
+    config = run.config
+    if run.arm == "search":
+        return [trial(config, number, recordings) for number in range(1, config.search.trials + 1)]
+    repeats = (replace(config.pretrain, arm="meta", repeat=number) for number in range(config.search.runs))
+    return [replace(config, pretrain=settings, compare=[]) for settings in repeats]
 
 
 def trial(config: Experiment, number: int, recordings: int) -> Experiment:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ecgmeta.experiment.cohort import Cohort, load
 from ecgmeta.experiment.comparison import compare
-from ecgmeta.experiment.config import GUIDED, STAGES, Experiment
+from ecgmeta.experiment.config import CHOSEN, GUIDED, STAGES, Experiment
 from ecgmeta.experiment.contamination import contaminated
 from ecgmeta.experiment.evaluate import evaluate
 from ecgmeta.experiment.finetune import check_labels, finetune
@@ -48,7 +48,7 @@ def _run_experiment(folder: Path, config: Experiment) -> dict[str, Any] | None:
         run = Run.create(folder, config) if ranks.leads else Run(folder, config)
         for other in [run, *(run.other(arm, ranks.leads) for arm in config.compare if arm != run.arm)]:
             with progress_bar() as progress:
-                (search if other.arm == "search" else pretrain)(other, cohort, ranks, progress)
+                (search if other.arm in CHOSEN else pretrain)(other, cohort, ranks, progress)
         ranks.part()
         if not ranks.leads:  # what comes after pre-training is one process's work
             return None

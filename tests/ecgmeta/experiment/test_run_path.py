@@ -352,6 +352,29 @@ def test_a_search_keeps_the_trial_that_validates_best_and_goes_on_where_it_stopp
     assert contents(tmp_path / "run" / "encoder") == kept
 
 
+@pytest.mark.slow
+def test_the_best_of_several_runs_of_meta_is_kept_with_what_it_learned(tmp_path: Path) -> None:
+    settings = ("pretrain.arm=meta_best", "compare=[simclr]", "search.runs=2")
+    assert pretrain(tmp_path / "run", *settings) == 0
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    scores, best = info["search"]["scores"], info["search"]["best"]
+    assert scores.index(max(scores)) == best - 1
+    assert info["data"]["metaft"]
+    trials = [tmp_path / "run" / "trials" / str(n) for n in (1, 2)]
+    kept = trials[best - 1]
+    assert info["signal"] == json.loads((kept / "run.json").read_text())["signal"]
+    for name in ("encoder", "augmenter", "augmenter_before"):
+        assert contents(tmp_path / "run" / name) == contents(kept / name)
+    assert contents(trials[0] / "encoder") != contents(trials[1] / "encoder")
+    assert [len(metrics(trial)) for trial in trials] == [8, 8]
+    assert "learned by hypergradient" in (tmp_path / "run" / "report.html").read_text()
+    # The first is the run that `meta` would be; the patients are the same in all.
+    assert pretrain(tmp_path / "meta", "compare=[]", "through=pretrain") == 0
+    assert contents(tmp_path / "meta" / "encoder") == contents(trials[0] / "encoder")
+    seen = [json.loads((folder / "run.json").read_text())["data"] for folder in (*trials, tmp_path / "meta")]
+    assert seen[0] == seen[1] == seen[2]
+
+
 def test_the_ridge_head_guides_with_every_metaft_record(tmp_path: Path) -> None:
     """A φ step draws from the records to train on and to validate on, and its loss is that of leaving each out."""
     settings = ("meta.batch_size=40", "meta.penalty=0.5", "through=pretrain")
