@@ -55,8 +55,9 @@ def section(
     parts = [f"Seeds of which every arm is done, and which alone are reported: {counted}."]
     learning = [arm for arm in plan.settings.remedies if any(r.task.arm == arm for r in results)]
     arms = [*plan.without, ALL, *dict.fromkeys([*learning, *plan.chosen])]
-    parts += [_arms_table(results, s, arms, number, plan) for s in names]
-    parts += [f"What φ did in `{arm}`:\n\n{phi_table(results, starts, arm)}" for arm in learning]
+    done = {name: start for name, start in starts.items() if seeds[name]}
+    parts += [_arms_table(results, s, arms, number, plan) for s in done]
+    parts += [f"What φ did in `{arm}`:\n\n{phi_table(results, done, arm)}" for arm in learning]
     parts += [_agreement(results, names, number)]
     if pilot:
         parts += ["**The pilot**, on seeds of its own: every remedy, one setting different from `meta`.", *(
