@@ -14,7 +14,7 @@ from ecgmeta.bilevel import Adam, lookahead
 from ecgmeta.bilevel.trees import detach, gradient, leaves
 from examples.studies.ppi_horizon import separation, tasks
 from examples.studies.ppi_horizon_report import ORDER
-from examples.studies.ppi_lookahead import AT_OPTIMUM, Ahead, Head, correlations
+from examples.studies.ppi_lookahead import AT_OPTIMUM, Ahead, Head
 from examples.studies.study import load
 from ppi_extension.data.synthetic import PlantedSettings, build_planted
 from ppi_extension.experiment.batches import EgoBatches
@@ -93,17 +93,6 @@ def test_the_head_is_a_penalised_logistic_regression_of_each_task_on_what_is_lab
         ends.append(float(head(moved)))
     assert features.grad is not None
     assert float(features.grad[7, 1]) == pytest.approx((ends[0] - ends[1]) / 2e-4, rel=1e-4)
-
-
-def test_correlations_are_those_of_the_rows_that_both_know() -> None:
-    rng = np.random.default_rng(1)
-    labels = rng.integers(-1, 2, size=(60, 4))
-    found = correlations(torch.tensor(labels[:, :3]), torch.tensor(labels))
-    for a in range(3):
-        for b in range(4):
-            known = (labels[:, a] >= 0) & (labels[:, b] >= 0)
-            expected = np.corrcoef(labels[known, a], labels[known, b])[0, 1]
-            assert float(found[a, b]) == pytest.approx(expected, abs=1e-12)
 
 
 def test_only_arms_that_learn_depend_on_how_weights_are_learned() -> None:

@@ -218,6 +218,7 @@ def _weights(
     import torch
 
     from examples.studies.ppi_lookahead import learn
+    from ppi_extension.experiment.similarity import similarity
 
     count = len(useful)
     if task.arm == "uniform":
@@ -231,28 +232,12 @@ def _weights(
     if task.arm == "oracle":
         return (2 * torch.tensor(useful).float() - 1) * config.meta.limit, {}
     if task.arm == "similarity":
-        return _similarity(cohort), {}
+        return similarity(cohort), {}
     how = Learn(**task.inputs["learn"])
     z, found = torch.zeros(count), {}
     for number, z in enumerate(learn(ahead, count, how, config.pretrain.lr), start=1):
         found[f"separation_{number}"] = separation(z, useful)
     return z, found
-
-
-def _similarity(cohort: Cohort) -> Tensor:
-    """A static rule: z of SD 1, by the mean square correlation of a task's labels with the fine-tuning labels that
-    pre-training may see."""
-    import torch
-
-    from examples.studies.ppi_lookahead import correlations
-
-    rows = cohort.train
-    pretrain, finetune = (
-        torch.from_numpy(cohort.store.labels(kind, rows)) for kind in ("pretrain", "finetune")
-    )
-    correlation = correlations(pretrain, finetune[:, list(cohort.seen)])
-    z = correlation.square().mean(1).clamp(min=1e-6).log()
-    return ((z - z.mean()) / z.std()).float()
 
 
 def _scores(ahead: Ahead, cohort: Cohort, config: Experiment, seed: int, weights: Tensor) -> dict[str, float]:

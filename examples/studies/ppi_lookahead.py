@@ -18,6 +18,7 @@ from ppi_extension.experiment.batches import EgoBatches
 from ppi_extension.experiment.cohort import Cohort
 from ppi_extension.experiment.config import Experiment
 from ppi_extension.experiment.model import build
+from ppi_extension.experiment.similarity import correlations
 
 if TYPE_CHECKING:
     from examples.studies.ppi_horizon import Learn
@@ -69,16 +70,6 @@ class Head:
             if float(step.abs().max()) < 1e-6:
                 break
         return w
-
-
-def correlations(one: Tensor, other: Tensor) -> Tensor:
-    """(A, B): Pearson's, of labels (n, A) and (n, B) of 1, 0, and below 0 where unlabelled, over the rows that both know."""
-    known, seen = (one >= 0).double(), (other >= 0).double()
-    positive, wanted = (one == 1).double(), (other == 1).double()
-    both = (known.T @ seen).clamp(min=1)
-    p, q = positive.T @ seen / both, known.T @ wanted / both
-    spread = (p * (1 - p) * q * (1 - q)).sqrt()
-    return torch.where(spread > 0, (positive.T @ wanted / both - p * q) / spread, 0.0)
 
 
 class Ahead:

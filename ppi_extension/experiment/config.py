@@ -13,6 +13,7 @@ ARMS = {
     "none": "no pre-training: an encoder as it is initialised",
     "supervised": "every task weighs the same (graph-supervised)",
     "random_weights": "weights drawn once, at random",
+    "similarity": "fixed weights by how much a task's labels go with the fine-tuning labels",
     "cotrain": "pre-training tasks and fine-tuning tasks trained together",
     "cotrain_pcgrad": "trained together, each of the two gradients without what opposes the other",
     "uncertainty": "uncertainty weighting (Kendall et al., 2018)",

@@ -12,6 +12,7 @@ from ecgmeta.runtime.seeds import seeded, torch_generator
 from ppi_extension.data.store import EgoStore
 from ppi_extension.experiment.cohort import Cohort, useful_tasks
 from ppi_extension.experiment.config import FROM_META, RULES, Experiment, Meta
+from ppi_extension.experiment.similarity import similarity
 from ppi_extension.gnn import EgoGNN, TaskHead
 from ppi_extension.problem import TaskProblem
 from ppi_extension.task_weights import TaskWeights
@@ -49,7 +50,7 @@ def build(config: Experiment, cohort: Cohort, arm: str, seed: int, learned: Task
     with seeded(seed, "fine-tuning head", again):
         finetune_head = TaskHead(encoder.num_features, len(cohort.seen))
     weights = TaskWeights(len(terms), cast(Any, config.meta.transform), terms)
-    start = _known(store, config.meta) if arm == "oracle" else _start(arm, len(terms), seed, learned)
+    start = _start(arm, cohort, config.meta, seed, learned)
     if start is not None:
         with torch.no_grad():
             weights.z.copy_(start)
@@ -82,8 +83,13 @@ def _known(store: EgoStore, meta: Meta) -> Tensor:
     return (2 * torch.tensor(useful_tasks(store)).float() - 1) * (meta.limit or 4.0)
 
 
-def _start(arm: str, tasks: int, seed: int, learned: TaskWeights | None) -> Tensor | None:
+def _start(arm: str, cohort: Cohort, meta: Meta, seed: int, learned: TaskWeights | None) -> Tensor | None:
     """Where z starts; None: at 0, where all weights are 1."""
+    if arm == "oracle":
+        return _known(cohort.store, meta)
+    if arm == "similarity":
+        return similarity(cohort)
+    tasks = len(cohort.store.pretrain_terms)
     generator = torch_generator(seed, "weights", arm)
     if arm == "random_weights":  # uniform between 0 and 2, where they are 2·sigmoid(z)
         return torch.rand(tasks, generator=generator).clamp(0.01, 0.99).logit()

@@ -111,7 +111,7 @@ def test_the_closed_form_head_cannot_unroll_an_encoder(asked: str) -> None:
 
 
 def test_every_arm_is_of_one_kind() -> None:
-    plain = {"none", "supervised", "random_weights", "ceiling", "oracle"}
+    plain = {"none", "supervised", "random_weights", "similarity", "ceiling", "oracle"}
     kinds = [set(RULES), set(FROM_META), set(VARIANTS), plain]
     assert set.union(*kinds) == set(ARMS)
     assert sum(map(len, kinds)) == len(ARMS)

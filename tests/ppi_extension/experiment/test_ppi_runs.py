@@ -82,6 +82,7 @@ def test_what_arms_share_and_in_what_they_differ(every: Path) -> None:
     assert permuted.sort().values.equal(learned.sort().values)
     assert float(weights(runs["supervised"].weights)["z"].abs().max()) == 0
     assert float(weights(runs["random_weights"].weights)["z"].std()) > 0.5
+    assert float(weights(runs["similarity"].weights)["z"].std()) == pytest.approx(1, abs=1e-5)
     kinds = EgoStore.open(study.store).info["notes"]["kinds"]
     known = weights(runs["oracle"].weights)["z"].tolist()
     assert known == [4.0 if kind == "useful" else -4.0 for kind in kinds.values()]
