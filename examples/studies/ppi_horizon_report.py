@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 UNIFORM, ORACLE = "uniform", "oracle"
 SHORT, LONG, LATE, EARLY = 1, 200, (400, 800), 200
+TICKS = (1, 10, 100, 800)
 SEPARATED, SHARE = 0.8, 0.8
 ORDER = (
     "uniform",
@@ -237,6 +238,8 @@ def _figure(found: Found) -> Figure:
                 )
             axes.axhline(0.5, color=FAINT, lw=0.8)
             axes.set_xscale("log")
+            axes.set_xticks(TICKS, [str(tick) for tick in TICKS])
+            axes.minorticks_off()
             axes.set_title(title, fontsize=9, loc="left")
             axes.set_xlabel("steps looked ahead", fontsize=9)
         figure.supylabel("AUROC", fontsize=9)
