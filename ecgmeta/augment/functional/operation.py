@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import inspect
 import math
+import weakref
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
@@ -16,6 +18,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ecgmeta.runtime.errors import InputError
@@ -251,6 +254,8 @@ def at_hand(*tensors: Tensor) -> bool:
         return False
 
 
+MOST_KEPT = 1 << 26  # bytes of the largest batch whose memory waits for the next
+_FREE: deque[NDArray[np.uint8]] = deque(maxlen=4)
 LARGE_PAGE = 1 << 21  # bytes; NumPy asks the system for such pages for twice as much memory, or more
 
 
@@ -262,11 +267,27 @@ def fresh(like: Tensor, records: int) -> Tensor:
     if size < 2 * LARGE_PAGE or like.dtype == torch.bfloat16 or not at_hand(like):  # unknown to NumPy
         return like.new_empty(shape)
     # Large pages begin at multiples of their size; what lies before and behind them is never touched.
-    memory = np.empty(size + 2 * LARGE_PAGE, dtype=np.uint8)
+    memory = _taken(size + 2 * LARGE_PAGE)
     first = -memory.ctypes.data % LARGE_PAGE
     kind = like.new_empty(0).numpy().dtype
+    numbers = memory[first : first + size].view(kind).reshape(shape)
+    if size <= MOST_KEPT:
+        weakref.finalize(numbers, _FREE.append, memory).atexit = False
     # Not a view to autograd: who is given it may write to it.
-    return torch.from_numpy(memory[first : first + size].view(kind).reshape(shape))
+    return torch.from_numpy(numbers)
+
+
+def _taken(size: int) -> NDArray[np.uint8]:
+    """Memory of a batch that nobody holds any more, or new: the system takes as long to clear a page as we do to fill it."""
+    for _ in range(len(_FREE)):
+        try:  # each step is one of the deque's own: what ends meanwhile, in any thread, is put behind
+            memory = _FREE.popleft()
+        except IndexError:
+            break
+        if len(memory) == size:
+            return memory
+        _FREE.append(memory)
+    return np.empty(size, dtype=np.uint8)
 
 
 def in_cache(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

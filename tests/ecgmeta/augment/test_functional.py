@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from ecgmeta.augment import functional
+from ecgmeta.augment.functional.operation import _FREE, fresh
 
 
 def _normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -279,3 +280,23 @@ def test_displacement_statistics_of_known_displacements() -> None:
     assert functional.displacement_statistics(torch.tensor([[-1.0, 1.0]]), 100.0)["sd_ms"] == pytest.approx(
         math.sqrt(2) * 10
     )
+
+
+def test_memory_of_a_batch_serves_again_once_nobody_holds_it_and_not_before() -> None:
+    like = torch.zeros(256, 12, 1000)
+    first = fresh(like, 256).fill_(1.0)
+    second = fresh(like, 256).fill_(2.0)
+    part, numbers = first[3], first[4].numpy()  # each holds all of it
+    place = first.data_ptr()
+    del first
+    third = fresh(like, 256).fill_(3.0)
+    assert float(part.min()) == float(part.max()) == 1.0
+    assert numbers.min() == numbers.max() == 1.0
+    assert float(second.max()) == 2.0
+    assert len({place, second.data_ptr(), third.data_ptr()}) == 3
+    del part, numbers
+    assert fresh(like, 256).data_ptr() == place
+    many = [fresh(like, 256) for _ in range(12)]
+    assert len({tensor.data_ptr() for tensor in many}) == 12
+    del many
+    assert len(_FREE) <= 4
