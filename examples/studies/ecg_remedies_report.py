@@ -164,7 +164,8 @@ def _agreement(results: Sequence[Result], settings: Sequence[str], number: str) 
     """How well the criterion orders runs by test AUROC."""
     said_of = []
     for setting in settings:
-        cells = [r for r in results if r.task.setting == setting and "validation" in r.numbers]
+        wanted = {"validation", number}
+        cells = [r for r in results if r.task.setting == setting and wanted <= r.numbers.keys()]
         if len(cells) > 2:
             chosen_by, scored = ([r.numbers[n] for r in cells] for n in ("validation", number))
             order = stats.spearmanr(chosen_by, scored)

@@ -15,7 +15,7 @@ TRUTH = 3.0
 @pytest.mark.slow
 @pytest.mark.parametrize("start", [0.6, 12.0])
 def test_the_learned_magnitude_moves_to_the_known_optimum_from_both_sides(start: float) -> None:
-    settings = Settings(records=600, steps=400)
+    settings = Settings()
     problem = Problem(Situation("taskaug_scale", TRUTH), settings.records, 100)
     found, _ = pretrained(problem, settings, 100, start)
     assert TRUTH / 1.3 < found < TRUTH * 1.3
