@@ -132,7 +132,8 @@ def test_a_progress_that_raises_stops_the_build(tmp_path: Path, shared: list[boo
 
 
 SCRIPT = """
-import os, sys, time, torch
+import os, signal, sys, time, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what it runs in the background
 torch.set_num_threads(2)
 torch.rand(600, 600) @ torch.rand(600, 600)
 from ecgmeta.data import WFDBFolder, cache
