@@ -66,16 +66,10 @@ On a CPU, where no graph is built, it may write to them, and then returns them."
 
 
 class Piecewise(Transform):
-    """Base of the transforms of a few steps over the numbers, done to some records at a time so that these stay in the cache.
-
-    Attributes:
-        draws_on: whether its steps draw, too; else all is drawn at the start.
-    """
-
-    draws_on = False
+    """Base of the transforms of a few steps over the numbers, done to some records at a time so that these stay in the cache."""
 
     def start(self, x: Tensor, generator: torch.Generator | None) -> Step:
-        """Draw what the augmentation of x needs."""
+        """Draw all that the augmentation of x takes from ``generator``."""
         raise NotImplementedError
 
     def work(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -139,8 +133,6 @@ class ZeroCrop(Piecewise):
 class WhiteNoise(Piecewise):
     """White noise of ``U(0, max_fraction)`` times each lead's standard deviation (the paper's static pipeline)."""
 
-    draws_on = True
-
     def __init__(self, max_fraction: float = 0.1, generator: torch.Generator | None = None) -> None:
         super().__init__(generator)
         self.max_fraction = max_fraction
@@ -154,30 +146,38 @@ class WhiteNoise(Piecewise):
             white_noise = functional.OPERATIONS["white_noise"]
             return lambda part, rows: white_noise.run(part, level[rows], noise=noise[rows])
         spare = torch.empty_like(x[: records_in_cache(x)], memory_format=torch.contiguous_format)
+        fill, sd = _normal(spare, generator)
 
         def add(part: Tensor, rows: slice) -> Tensor:
             noise = spare[: len(part)]
             levels = level[rows].mul_(deviation(part, out=noise))
-            return part.addcmul_(levels.mul_(_fill_normal(noise, generator)), noise)
+            fill(noise)
+            return part.addcmul_(levels.mul_(sd), noise)
 
         return add
 
 
-def _fill_normal(noise: Tensor, generator: torch.Generator | None) -> float:
-    """Fill ``noise``, in a CPU's memory, with normal noise, whose SD is returned.
+def _normal(like: Tensor, generator: torch.Generator | None) -> tuple[Callable[[Tensor], object], float]:
+    """What fills tensors, of a CPU and at most as large as ``like``, with normal noise, from a stream that ``generator`` begins;
+    and the noise's SD.
 
     In float32, where drawing it is most of the work of a static pipeline: one of the 65,536 middles of equally likely intervals
-    (SD 0.99998, at most 4.33 either way), of 16 random bits each.
+    (of a normal law of SD 0.99998, at most 4.33 either way), of 16 random bits each.
     """
-    if noise.dtype != torch.float32:
-        noise.normal_(generator=generator)
-        return 1.0
-    words = torch.empty(-(-noise.numel() // 4), dtype=torch.int64).random_(
-        -(2**63), None, generator=generator
-    )
-    number = words.view(torch.uint16)[: noise.numel()].to(torch.int32)
-    torch.index_select(_middles(), 0, number, out=noise.view(-1))
-    return math.sqrt(2)
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    if like.dtype != torch.float32:
+        own = torch.Generator().manual_seed(seed)
+        return lambda noise: noise.normal_(generator=own), 1.0
+    bits = np.random.SFC64(seed)  # twice as fast as torch's Mersenne twister
+    which = torch.empty(like.numel(), dtype=torch.int32)
+
+    def fill(noise: Tensor) -> None:
+        count = noise.numel()
+        words = torch.from_numpy(bits.random_raw(-(-count // 4)))
+        which[:count].copy_(words.view(torch.uint16)[:count])
+        torch.index_select(_middles(), 0, which[:count], out=noise.view(-1))
+
+    return fill, math.sqrt(2)
 
 
 @lru_cache(maxsize=1)
@@ -355,10 +355,9 @@ class Compose(Transform):
             piecewise = transform if isinstance(transform, Piecewise) and transform.training else None
             if piecewise is not None:
                 steps.append(piecewise.start(x, own))
-            if steps and (piecewise is None or piecewise.draws_on):
-                x, mine, steps = _done(x, steps, mine=mine), True, []
-            if piecewise is not None:
                 continue
+            if steps:
+                x, mine, steps = _done(x, steps, mine=mine), True, []
             if isinstance(transform, Transform) and transform.training:  # x was checked, once
                 made = transform.work(x, own)
                 x, mine = made, mine or made is not x
