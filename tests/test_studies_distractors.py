@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 
+from examples.studies import ppi_real
 from examples.studies.ppi_distractors import WITHOUT_PHI, Settings, tasks
-from examples.studies.study import load, read_results, results_file
+from examples.studies.study import Task, load, read_results, results_file
 
 
-@pytest.mark.parametrize(("name", "cells"), [("ppi_real", 190), ("ppi_distractors", 40)])
+@pytest.mark.parametrize(("name", "cells"), [("ppi_real", 190), ("ppi_distractors", 110), ("ppi_ohmnet", 17)])
 def test_what_has_been_run_is_found_whatever_the_configuration_has_become(name: str, cells: int) -> None:
     assert len(read_results(results_file(name), load(name).tasks())) >= cells
 
@@ -31,3 +36,22 @@ def test_arms_that_take_learned_weights_share_the_configuration_of_those_that_le
     cells = {task.arm: task.inputs for task in tasks(load("ppi_distractors").plan.settings, [0])}
     assert cells["meta"] == cells["retrained"] == cells["permuted"] == cells["cosine"]
     assert cells["meta"]["overrides"] != cells["supervised"]["overrides"]
+
+
+def test_a_store_that_two_processes_want_is_built_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ECGMETA_STUDY_RUNS", str(tmp_path))
+    built = []
+
+    def build(store: Path, _: object) -> None:
+        built.append(store)
+        time.sleep(0.2)
+        store.mkdir()
+
+    monkeypatch.setattr(ppi_real, "_build", build)
+    task = Task("supervised", ppi_real.FULL, 0, {"build": {"depth": 1}})
+    with ThreadPoolExecutor() as pool:  # a lock of the kernel's holds between threads, too: each opens the file
+        found = list(pool.map(ppi_real.built_store, [task, task]))
+    assert found[0] == found[1] == built[0]
+    assert len(built) == 1

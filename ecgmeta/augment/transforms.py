@@ -66,7 +66,7 @@ On a CPU, where no graph is built, it may write to them, and then returns them."
 
 
 class Piecewise(Transform):
-    """Base of the transforms of a few steps over the numbers, done to some records at a time so that these stay in the cache."""
+    """Base of the transforms of a few steps over the numbers, done to some records at a time, which stay in the cache."""
 
     def start(self, x: Tensor, generator: torch.Generator | None) -> Step:
         """Draw all that the augmentation of x takes from ``generator``."""
@@ -158,7 +158,7 @@ class WhiteNoise(Piecewise):
 
 
 def _normal(like: Tensor, generator: torch.Generator | None) -> tuple[Callable[[Tensor], object], float]:
-    """What fills tensors, of a CPU and at most as large as ``like``, with normal noise, from a stream that ``generator`` begins;
+    """What fills tensors, of a CPU and at most as large as ``like``, with normal noise from a stream that ``generator`` begins,
     and the noise's SD.
 
     In float32, where drawing it is most of the work of a static pipeline: one of the 65,536 middles of equally likely intervals

@@ -7,6 +7,7 @@ is not set), as ``configs/ppi/ohmnet_meta.yaml`` says, but for :data:`AS_RUN`. R
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -138,8 +139,11 @@ def built_store(task: Task) -> Path:
     """The graphs of a task, built where there are none."""
     folder = Path(os.environ.get("ECGMETA_STUDY_RUNS", ROOT / "runs")) / "ppi_real"
     store = folder / f"store-{Task('', '', 0, task.inputs['build']).key}"
-    if not store.is_dir():
-        _build(store, task.inputs["build"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with store.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes while another process builds it waits for it
+        if not store.is_dir():
+            _build(store, task.inputs["build"])
     return store
 
 
