@@ -51,7 +51,7 @@ def test_a_store_that_two_processes_want_is_built_once(
 
     monkeypatch.setattr(ppi_real, "_build", build)
     task = Task("supervised", ppi_real.FULL, 0, {"build": {"depth": 1}})
-    with ThreadPoolExecutor() as pool:  # a lock of the kernel's holds between threads, too: each opens the file
+    with ThreadPoolExecutor() as pool:  # a kernel's lock is of an open file, so between threads, too
         found = list(pool.map(ppi_real.built_store, [task, task]))
     assert found[0] == found[1] == built[0]
     assert len(built) == 1

@@ -178,7 +178,7 @@ def _table(found: Found) -> str:
             "" if math.isnan(spread.value) else f"{spread.value:.2f}",
         ]
         rows.append([*cells, _told(found, arm)] if planted else cells)
-    head = ["arm", "seeds", "test AUROC", "minus uniform", "share of ceiling", "steps chosen", "SD of weights"]
+    head = ["arm", "seeds", "test AUROC", "minus uniform", "share of ceiling", "steps", "SD of weights"]
     return table([*head, "separation"] if planted else head, rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -128,8 +129,7 @@ def test_a_resumed_run_of_wandb_gets_from_the_log_what_is_lacking_there(
 def _wandb_steps(file: Path) -> list[tuple[int, dict[str, Any]]]:
     """Step and numbers of every history record in a file of W&B, which is a LevelDB log: after 7 bytes of its own, blocks of
     32 KiB with records of checksum (4), length (2), kind (1: whole, 2 to 4: first, middle and last part) and content."""
-    from wandb.proto import wandb_internal_pb2
-
+    record_type = importlib.import_module("wandb.proto.wandb_internal_pb2").Record
     data, at, parts, found = file.read_bytes(), 7, b"", []
     while at + 7 <= len(data):
         if (left := 32768 - at % 32768) < 7:
@@ -139,7 +139,7 @@ def _wandb_steps(file: Path) -> list[tuple[int, dict[str, Any]]]:
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):
-            record, parts = wandb_internal_pb2.Record.FromString(parts), b""
+            record, parts = record_type.FromString(parts), b""
             if record.HasField("history"):
                 items = {
                     "/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item
