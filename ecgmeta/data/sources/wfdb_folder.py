@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -125,4 +126,9 @@ class WFDBFolder(SourceDataset):
         checksum: bool = True,
         **options: Unpack[LoadOptions],
     ) -> None:
+        if (Path(root) / "ludb.csv").is_file():
+            warnings.warn(
+                f"{root}: LUDB's headers hold wrong gains, so these records are not in mV; ecgmeta.data.LUDB reads them in mV",
+                stacklevel=2,
+            )
         super().__init__(WFDBSource(root, labels, checksum), fs, **options)

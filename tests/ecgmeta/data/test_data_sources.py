@@ -29,6 +29,14 @@ def test_ludb_is_in_millivolts_and_obeys_einthoven_exactly(real_data: Path) -> N
     assert 0.5 < np.median(np.ptp(data.signals[:, 1], axis=1)) < 3
 
 
+def test_ludb_read_by_its_headers_is_warned_of(real_data: Path) -> None:
+    with pytest.warns(UserWarning, match=r"LUDB's headers hold wrong gains.*ecgmeta\.data\.LUDB"):
+        wrong = WFDBFolder(real_data / "ludb", labels="none")
+    assert (
+        limb_errors(wrong.signals, wrong.leads).max() > 0.1
+    )  # mV: III is not II - I, so the warning is true
+
+
 def test_ludb_labels_count_what_its_readme_counts(real_data: Path) -> None:
     data = LUDB(real_data / "ludb")
     assert data.label_names == LUDB_LABELS
