@@ -61,7 +61,8 @@ def section(
     parts += [_agreement(results, names, number)]
     if pilot:
         parts += ["**The pilot**, on seeds of its own: every remedy, one setting different from `meta`.", *(
-            _pilot_table(pilot, s, plan.settings.remedies, number) for s in names
+            _pilot_table(pilot, s, plan.settings.remedies, number)
+            for s in names if any(cell.task.setting == s for cell in pilot)
         ), _agreement(pilot, names, number)]  # fmt: skip
     return Section(outcomes, "\n\n".join([*parts, plan.notes.strip()]), {})
 
