@@ -94,7 +94,7 @@ def test_a_cell_is_what_its_remedy_changes() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["ramp", "ensemble", "Neumann", "going back", "shrunken"])
+@pytest.mark.parametrize("arm", ["ramp", "schedule 1", "ensemble", "Neumann", "going back", "shrunken"])
 def test_a_cell_runs(arm: str, threads: None) -> None:
     study = load("ecg_remedies", quick=True)
     cells = study.module.tasks(study.plan.settings, study.plan.pilot[:1])

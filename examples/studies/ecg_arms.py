@@ -463,6 +463,14 @@ def ramp(start: Mapping[str, float], low: float, high: float, steps: int) -> Ten
     return factors.unsqueeze(1) * torch.tensor(list(start.values()))
 
 
+def drawn_ramp(start: Mapping[str, float], highest: float, steps: int, seed: int, trial: int) -> Tensor:
+    """(steps, operations): each magnitude from its start to an end of its own, log-uniform between it and ``highest``."""
+    share = torch.rand(len(start), generator=torch.Generator().manual_seed(derive(seed, "ramp", trial)))
+    first = torch.tensor(list(start.values()))
+    whole = (highest / first) ** share
+    return first * whole ** torch.linspace(0, 1, steps).unsqueeze(1)
+
+
 def learned_numbers(found: Pretrained) -> dict[str, float]:
     """For a cell: the magnitudes it ended with, and their drift in SDs of noise."""
     return {f"φ {name}": value for name, value in found.magnitudes.items()} | {

@@ -29,6 +29,7 @@ from examples.studies.ecg_arms import (
     Training,
     Variation,
     drawn,
+    drawn_ramp,
     learned_numbers,
     pretrain,
     ramp,
@@ -87,10 +88,14 @@ class Settings(ecg_synthetic.Settings):
     Attributes:
         remedies: name of an arm -> what it changes.
         ramps: how many runs of the ramp, each from an initialisation and with batches of its own.
+        steeper: situation -> factors of the start to which other ramps lead.
+        schedules: situation -> how many ramps whose ends are drawn, up to the bound of what is learned: a search of schedules.
     """
 
     remedies: dict[str, Remedy] = field(default_factory=dict)
     ramps: int = 1
+    steeper: dict[str, list[float]] = field(default_factory=dict)
+    schedules: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -126,6 +131,15 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
             spanned = [min(situation.factors), max(situation.factors)]
             for run in range(1, settings.ramps + 1):
                 yield Task(numbered("ramp", run), name, seed, inputs | {"ramp": spanned, "run": run})
+            for end in settings.steeper.get(name, []):
+                yield Task(f"ramp to {end:g}", name, seed, inputs | {"ramp": [spanned[0], end], "run": 1})
+            for trial in range(1, settings.schedules.get(name, 0) + 1):
+                yield Task(
+                    f"schedule {trial}",
+                    name,
+                    seed,
+                    inputs | {"schedule": trial, "highest": settings.meta.highest},
+                )
             for trial in range(1, settings.trials + 1):
                 yield Task(
                     f"search {trial}", name, seed, inputs | {"trial": trial, "spread": settings.spread}
@@ -262,6 +276,8 @@ def _pretrained(text: str, seed: int) -> tuple[Pretrained, Watch]:
     elif "ramp" in inputs:
         low, high = inputs["ramp"]
         path = ramp(start, low, high, training.steps)
+    elif "schedule" in inputs:
+        path = drawn_ramp(start, inputs["highest"], training.steps, seed, inputs["schedule"])
     elif remedy.ensemble:
         alone = _changed(replace(remedy, ensemble=0))
         each = (inputs | {"remedy": alone, "run": run} for run in range(1, remedy.ensemble + 1))

@@ -25,7 +25,8 @@ ALL = "best of all without"
 CHOSEN = {
     "best static": ("static ",),
     "random search": ("search ",),
-    ALL: ("static ", "search ", "ramp"),
+    "best schedule": ("ramp", "schedule "),
+    ALL: ("static ", "search ", "ramp", "schedule "),
 }  # arm -> what its candidates' names begin with
 WITHOUT = ("no pre-training", "random encoder", "start", "best static", "random search", "ramp", "walk")
 META = ("meta (paper)", "meta", "retrained", "replayed")
