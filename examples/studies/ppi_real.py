@@ -39,9 +39,23 @@ class Build:
 
 
 @dataclass
+class Variant:
+    """An arm under other settings.
+
+    Attributes:
+        arm: which.
+        overrides: keys that differ from the study's.
+    """
+
+    arm: str = "meta"
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Settings:
     """Attributes:
     arms, then: full access; those of ``then`` when all seeds of the others are done.
+    variants: full access, after these; by the name that the arm has in the tables.
     held_out: arms that are scored on fine-tuning tasks which pre-training did not see, another fold of them for each seed.
     folds: how many.
     overrides: keys that differ from the config.
@@ -50,6 +64,7 @@ class Settings:
 
     arms: list[str] = field(default_factory=list)
     then: list[str] = field(default_factory=list)
+    variants: dict[str, Variant] = field(default_factory=dict)
     held_out: list[str] = field(default_factory=list)
     folds: int = 10
     overrides: list[str] = field(default_factory=list)
@@ -69,6 +84,9 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
         for seed in seeds:
             for arm in arms:
                 yield Task(arm, setting, seed, inputs | {"overrides": settings.overrides + folds})
+    for name, variant in settings.variants.items():
+        said = inputs | {"overrides": settings.overrides + variant.overrides, "runs": variant.arm}
+        yield from (Task(name, FULL, seed, said) for seed in seeds)
 
 
 YOUNGER = {"meta": {"resplit": False, "curvature": 1.0}, "data": {"test_graphs_seen": 0.0}}
@@ -100,10 +118,10 @@ def run(task: Task) -> Mapping[str, float]:
     from ppi_extension.experiment.scores import mean_of_tasks
     from ppi_extension.experiment.stages import open_store, train_one
 
-    experiment = _experiment(task)
-    for arm in ("meta", task.arm) if task.arm in FROM_META else (task.arm,):
+    experiment, runs = _experiment(task), task.inputs.get("runs", task.arm)
+    for arm in ("meta", runs) if runs in FROM_META else (runs,):
         train_one(experiment, (arm, task.seed), ("pretrain", "finetune"), _silent, StopRequest())
-    done = experiment.run(task.arm, task.seed)
+    done = experiment.run(runs, task.seed)
     store = open_store(experiment.store)
     scored = list(divide(store, experiment.later, task.seed).scored)
     found: dict[str, float] = {}
@@ -119,7 +137,7 @@ def run(task: Task) -> Mapping[str, float]:
     if done.trajectory.is_file():
         with np.load(done.trajectory, allow_pickle=False) as kept:
             found["weights_sd"] = float(kept["weights"][-1].std())
-        if kinds_of(store) and task.arm != "ceiling":  # whose weights are of the fine-tuning tasks
+        if kinds_of(store) and runs != "ceiling":  # whose weights are of the fine-tuning tasks
             found["separation"] = separation(done, useful_tasks(store))
     return found
 

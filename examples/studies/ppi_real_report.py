@@ -23,7 +23,11 @@ class Found:
     """The test AUROC of the cells that are done, per cent, by arm and seed."""
 
     def __init__(self, plan: Plan, results: Sequence[Result], setting: str) -> None:
-        self.arms = list(dict.fromkeys([*plan.settings.arms, *plan.settings.then, *plan.settings.held_out]))
+        self.arms = list(
+            dict.fromkeys(
+                [*plan.settings.arms, *plan.settings.then, *plan.settings.variants, *plan.settings.held_out]
+            )
+        )
         self._numbers = {
             (arm, number): by_seed(results, number, arm, setting)
             for arm in self.arms
@@ -63,6 +67,7 @@ def section(plan: Plan, results: Sequence[Result]) -> Section:
         "controls": _controls(found, ("permuted", "random_walk", "random_weights")),
         "retrained": _retrained(found),
         "held-out tasks": _held_out(partial),
+        "paper's settings": _as_good(found, "meta (paper)"),
         "oracle": _oracle(found),
         "separation": _separation(found),
     }
@@ -128,6 +133,14 @@ def _retrained(found: Found) -> Outcome:
         return Outcome("not run yet" if not _done(gain) else change(gain, 2))
     met = found.verdict({"retrained": gain.low >= -1 and gain.high <= 1})
     return Outcome(f"{change(gain, 2)} points", met)
+
+
+def _as_good(found: Found, other: str) -> Outcome:
+    """Whether learned weights are not below those of other settings."""
+    gain = found.gain("meta", other)
+    if not _done(gain):
+        return Outcome("not run yet")
+    return Outcome(f"{change(gain, 2)} points", found.verdict({"meta": not gain.high < 0, other: True}))
 
 
 def _held_out(found: Found) -> Outcome:
