@@ -21,6 +21,8 @@ from ecgmeta.bilevel.trees import Tree, clone, flatten, zeros_like
 
 LEVEL = 0.01  # of a false alarm, for each of the two tests
 FEWEST = 10  # φ steps before anything is said
+NO_FURTHER = "φ moved no further than chance: more labels or more φ steps are needed"
+"""What to do where the hypergradients do not drift."""
 
 
 @dataclass
@@ -105,10 +107,12 @@ class Signal:
         if self.count < FEWEST or not self.mean:
             return f"had too few φ steps to tell: {self.count}, at least {FEWEST} are needed"
         found, (all_of_them, a_few) = self.diagnostics(), self._thresholds()
+        advice = "" if self.drifts else f"; {NO_FURTHER}"
         return (
             f"{'drifts' if self.drifts else 'walks at random'}: after {self.count} φ steps the mean of z² is "
             f"{found['z_mean_square']:.2f} (noise 1, drift above {all_of_them:.2f}), the largest |z| {found['z_max']:.2f} "
             f"(drift above {a_few:.2f}), and {100 * found['z_share_beyond_2']:.1f} % of coordinates are beyond 2 (noise 4.6 %)"
+            f"{advice}"
         )
 
     def _thresholds(self) -> tuple[float, float]:

@@ -160,6 +160,8 @@ def pretrain(run: Run, cohort: Cohort, ranks: Ranks, progress: Progress) -> None
         training.model.weights.save_pretrained(run.weights)
     if training.schedule.period > 0:
         run.note(signal=training.state.signal.verdict())
+        if run.arm in LEARNING and not training.state.signal.drifts:
+            say(f"the hypergradient {run.info['signal']}")
     if (failures := training.guard.summary()) is not None:
         say(failures)
     trainer.finished()

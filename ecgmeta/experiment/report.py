@@ -131,6 +131,8 @@ def _warnings(run: Run, cohort: Cohort, logs: dict[str, list[dict[str, Any]]]) -
             f"{curved} of {len(steps)} φ steps met negative curvature of the pre-training loss: the inverse-Hessian product "
             "there is a short sum, not an inverse (meta.damping would make it one)."
         )
+    if steps and not (signal := run.info.get("signal", "drifts")).startswith("drifts"):
+        lines.append(f"The hypergradient {signal}.")
     if run.config.pretrain.max_steps:
         lines.append(f"Pre-training was cut at {run.config.pretrain.max_steps} steps (pretrain.max_steps).")
     return lines

@@ -122,13 +122,24 @@ def _differences(
 
 def _cost(results: Sequence[Result], arm: str, setting: str) -> float:
     """In runs of the static start: the sum over candidates of the median over seeds; an ensemble's runs are in its own time."""
-    plain = by_seed(results, "pretrain seconds", "static 1", setting)
+    plain = _seconds(results, "static 1", setting)
     total = 0.0
     for name in candidates(results, arm, setting):
-        own = by_seed(results, "pretrain seconds", name, setting)
+        own = _seconds(results, name, setting)
         shared = [own[s] / plain[s] for s in own.keys() & plain.keys()]
         total += median(shared) if shared else float("nan")
     return total
+
+
+def _seconds(results: Sequence[Result], arm: str, setting: str) -> dict[int, float]:
+    """What pre-training took, by seed; the first cells of an ensemble have its runs in the whole cell's time alone."""
+    return {
+        r.task.seed: max(r.numbers["pretrain seconds"], r.seconds)
+        if r.task.inputs.get("remedy", {}).get("ensemble")
+        else r.numbers["pretrain seconds"]
+        for r in results
+        if (r.task.arm, r.task.setting) == (arm, setting) and "pretrain seconds" in r.numbers
+    }
 
 
 def _pilot_table(results: Sequence[Result], setting: str, remedies: Mapping[str, Any], number: str) -> str:

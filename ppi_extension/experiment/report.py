@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ecgmeta.bilevel.signal import NO_FURTHER
 from ecgmeta.runtime.files import read_json, read_log
 from ecgmeta.runtime.page.charts import Curve, Histogram, change, forest_figure
 from ecgmeta.runtime.page.charts import Estimate as Drawn
@@ -108,6 +109,10 @@ def _warnings(
         skipped = [line["skipped"] for line in steps if line["skipped"]]
         if skipped:
             lines.append(f"{run.name}: {len(skipped)} of {len(steps)} φ steps were skipped: {skipped[-1]}.")
+    for arm in dict.fromkeys(run.arm for run in runs if run.arm.startswith("meta")):
+        said = [run.info["signal"] for run in runs if run.arm == arm and run.info["signal"]]
+        if lost := sum(not signal.startswith("drifts") for signal in said):
+            lines.append(f"{arm}: in {lost} of {len(said)} runs {NO_FURTHER}.")
     if study.later.pretrain.legacy_center_index:
         lines.append("Pre-training read the centre nodes of the wrong graphs (pretrain.legacy_center_index).")
     return lines

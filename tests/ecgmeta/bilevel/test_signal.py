@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ecgmeta.bilevel import Signal
+from ecgmeta.bilevel.signal import NO_FURTHER
 from ecgmeta.bilevel.trees import Tree
 
 
@@ -63,6 +64,7 @@ def test_pure_noise_is_a_random_walk(n: int) -> None:
     if n >= 10:
         assert found["snr_median"] == pytest.approx(0.6745 / n**0.5, rel=0.06)
         assert signal.verdict().startswith(f"walks at random: after {n} φ steps")
+        assert signal.verdict().endswith(NO_FURTHER)
     else:
         assert signal.verdict() == "had too few φ steps to tell: 5, at least 10 are needed"
 
@@ -112,6 +114,7 @@ def test_a_drift_of_one_coordinate_among_many_is_found() -> None:
     assert found["z_mean_square"] < 2
     assert signal.drifts
     assert signal.verdict().startswith("drifts: after 60 φ steps")
+    assert NO_FURTHER not in signal.verdict()
 
 
 def test_z_has_the_sign_of_the_sum_and_no_value_is_undefined() -> None:

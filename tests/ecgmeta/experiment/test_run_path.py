@@ -73,6 +73,7 @@ def test_every_arm_and_baseline_stands_in_the_table(finished: Path) -> None:
     assert len(lines) == len(rows)
     page = (finished / "report.html").read_text()
     assert "Synthetic recordings" in page
+    assert "<li>The hypergradient had too few φ steps to tell" in page
     assert all(row["arm"] in page for row in rows)
 
 
