@@ -112,7 +112,7 @@ def test_the_page_is_whole_and_says_what_was_learned(every: Path, store: EgoStor
         "Lowered most",
         "Weights along pre-training",
         "meta minus it",
-        "<li>meta: in 1 of 1 runs φ moved no further than chance",
+        "<li>meta: in 2 of 2 runs φ moved no further than chance",
     ):
         assert text in page
     assert all(f">{arm}</th>" in page for arm in ARMS)
