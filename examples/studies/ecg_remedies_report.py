@@ -24,7 +24,7 @@ from examples.studies.ecg_report import (
     whole,
 )
 from examples.studies.report import table
-from examples.studies.statistics import by_seed, differences, mean, paired, seeds_needed
+from examples.studies.statistics import differences, mean, paired, seeds_needed
 from examples.studies.study import Outcome, Result, Section, Task
 
 Gains = Mapping[str, tuple[str, Estimate] | None]

@@ -71,6 +71,18 @@ class Found:
             total += len(slopes)
         return same, total
 
+    def likeness(self, when: str, route: str) -> Estimate:
+        """The cosine of each seed's mean hypergradient with the effects, which are those of the mean over seeds."""
+        effects = [mean(values).value for values in self.effects().values()]
+        slopes = [self.get("routes", when, f"{route}|g_{name}") for name in MAGNITUDES]
+        seeds = set.intersection(*map(set, slopes))
+        return mean({seed: cosine([slope[seed] for slope in slopes], effects) for seed in seeds})
+
+
+def cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    sizes = math.hypot(*one) * math.hypot(*other)
+    return sum(a * b for a, b in zip(one, other, strict=True)) / sizes if sizes > 0 else math.nan
+
 
 def section(plan: Plan, results: Sequence[Result]) -> Section:
     found = Found(results)
@@ -237,14 +249,22 @@ def _effect_table(found: Found) -> str:
         rows.append((name, change(mean(values), 4), *slopes))
     head = [f"{NAMES.get(route, route)}, {when}" for when in WHEN for route in GRADIENTS[:2]]
     signs = [
-        (NAMES.get(route, route), *("{} of {}".format(*found.agreement(when, route)) for when in WHEN))
+        (
+            NAMES.get(route, route),
+            *("{} of {}".format(*found.agreement(when, route)) for when in WHEN),
+            *(shown(found.likeness(when, route)) for when in WHEN),
+        )
         for route in GRADIENTS
     ]
+    constant = cosine([1.0] * len(MAGNITUDES), [mean(values).value for values in found.effects().values()])
+    signs.append(("the same for each magnitude", "", "", *[f"{constant:.2f}"] * len(WHEN)))
     return "\n\n".join(
         [
             table(("magnitude", "effect of whole runs", *head), rows),
-            "Signs that agree with a clear effect, over seeds and magnitudes:",
-            table(("mean gradient", *WHEN), signs),
+            "Signs that agree with a clear effect, over seeds and magnitudes, and the cosine of a seed's mean gradient with "
+            "the effects (of the mean over seeds). All clear effects have one sign, so a gradient that is the same for each "
+            "magnitude has all signs right: the cosine is the harder test.",
+            table(("mean gradient", *(f"signs, {w}" for w in WHEN), *(f"cosine, {w}" for w in WHEN)), signs),
         ]
     )
 
