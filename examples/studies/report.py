@@ -19,18 +19,19 @@ MET = {True: "met", False: "**missed**", None: "–"}
 HEAD = """# What the studies found
 
 Written by `python -m examples.studies report` from `results/*.jsonl`. Each study is repeated by
-`python -m examples.studies run NAME`; what was expected stands in `NAME.yaml`, and was written before the cells of record ran, but
-for arms and situations that came later: comments there say which, and what was known by then. Settings were chosen on other
-seeds (the pilot's) than those reported.
+`python -m examples.studies run NAME`; what was expected stands in `NAME.yaml`, and was written before the cells of record
+ran, but for arms and situations that came later: comments there say which, and what was known by then. Settings were chosen
+on other seeds (the pilot's) than those reported.
 
 How to read it:
 
 - Intervals are 95 %, by Student's t over seeds; a difference between two arms is taken seed by seed.
-- Digits, patients of `ecg_real` and genes of the PPI studies are one set, divided anew by each seed: intervals say what other divisions
-  of that set would give. For other patients or genes they are about twice as wide (Nadeau and Bengio, 2003: for ten divisions with
-  a fifth to three tenths for the test, 1.9 to 2.3 times), and pilots drew from the same set. Simulated cohorts are new for each seed.
+- Digits, patients of `ecg_real` and genes of the PPI studies are one set, divided anew by each seed: intervals say what other
+  divisions of that set would give. For other patients or genes they are about twice as wide (Nadeau and Bengio, 2003: for ten
+  divisions with a fifth to three tenths for the test, 1.9 to 2.3 times). Pilots drew from the same set. Simulated cohorts are
+  new for each seed.
 - "No loss" and "not below" are met where no interval lies below 0 as a whole; the lower end is the loss that is not excluded.
-- "Our settings" are not the same everywhere: the identity in place of an inverse and a ridge head for ECG (penalty 0.3) and weights,
+- "Our settings" are not the same everywhere: the identity in place of an inverse and a ridge head (penalty 0.3) for ECG,
   conjugate gradients where θ is near a minimum (`recovery`, `nuisance`), one step of the head for protein graphs.
 """
 
