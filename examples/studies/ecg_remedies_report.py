@@ -24,7 +24,7 @@ from examples.studies.ecg_report import (
     whole,
 )
 from examples.studies.report import table
-from examples.studies.statistics import differences, mean, paired, seeds_needed
+from examples.studies.statistics import by_seed, differences, mean, paired, seeds_needed
 from examples.studies.study import Outcome, Result, Section, Task
 
 Gains = Mapping[str, tuple[str, Estimate] | None]
@@ -58,6 +58,7 @@ def section(
     done = {name: start for name, start in starts.items() if seeds[name]}
     parts += [_arms_table(results, s, arms, number, plan) for s in done]
     parts += [f"What φ did in `{arm}`:\n\n{phi_table(results, done, arm)}" for arm in learning]
+    parts += [_reached(results, s) for s in done]
     parts += [_agreement(results, names, number)]
     if pilot:
         parts += ["**The pilot**, on seeds of its own: every remedy, one setting different from `meta`.", *(
@@ -170,6 +171,23 @@ def _pilot_table(results: Sequence[Result], setting: str, remedies: Mapping[str,
         "criterion minus meta",
     )
     return table(head, rows)
+
+
+def _reached(results: Sequence[Result], setting: str) -> str:
+    """How many runs without learning reach the criterion of one run of ``meta`` on their seed: what a search would need."""
+    wanted = values(results, "validation", "meta", setting)
+    said_of = []
+    for arm, name in (
+        ("random search", "trials of the search"),
+        ("best schedule", "runs of a rising schedule"),
+    ):
+        runs = [by_seed(results, "validation", run, setting) for run in candidates(results, arm, setting)]
+        won = [[run[seed] >= wanted[seed] for run in runs if seed in run] for seed in wanted]
+        total, reached = sum(map(len, won)), sum(map(sum, won))
+        if total:
+            none = sum(not any(one) for one in won)
+            said_of.append(f"{reached} of {total} {name} (on {none} of {len(won)} seeds none)")
+    return f"In `{setting}` the criterion of one run of `meta` is reached by {'; and by '.join(said_of)}."
 
 
 def _agreement(results: Sequence[Result], settings: Sequence[str], number: str) -> str:
