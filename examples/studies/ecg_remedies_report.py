@@ -23,7 +23,7 @@ from examples.studies.ecg_report import (
     values,
     whole,
 )
-from examples.studies.report import table
+from examples.studies.report import forest, table
 from examples.studies.statistics import by_seed, differences, mean, paired, seeds_needed
 from examples.studies.study import Outcome, Result, Section, Task
 
@@ -57,6 +57,11 @@ def section(
     arms = [*plan.without, ALL, *dict.fromkeys([*learning, *plan.chosen])]
     done = {name: start for name, start in starts.items() if seeds[name]}
     parts += [_arms_table(results, s, arms, number, plan) for s in done]
+    shown = {s: {arm: mean(own) for arm in arms if (own := values(results, number, arm, s))} for s in done}
+    figures = {}
+    if any(len(values(results, number, "meta", s)) > 1 for s in done):
+        figures["ecg_remedies"] = forest(shown, f"test AUROC, {plan.main} labels, linear probe, %")
+        parts += ["![AUROC of every arm](figures/ecg_remedies.svg)"]
     parts += [f"What φ did in `{arm}`:\n\n{phi_table(results, done, arm)}" for arm in learning]
     parts += [_reached(results, s) for s in done]
     parts += [_agreement(results, names, number)]
@@ -65,7 +70,7 @@ def section(
             _pilot_table(pilot, s, plan.settings.remedies, number)
             for s in names if any(cell.task.setting == s for cell in pilot)
         ), _agreement(pilot, names, number)]  # fmt: skip
-    return Section(outcomes, "\n\n".join([*parts, plan.notes.strip()]), {})
+    return Section(outcomes, "\n\n".join([*parts, plan.notes.strip()]), figures)
 
 
 def _over(

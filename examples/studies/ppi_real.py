@@ -73,7 +73,12 @@ class Settings:
 
 @dataclass
 class Plan(study.Plan):
+    """Attributes:
+    figure: its name.
+    """
+
     settings: Settings = field(default_factory=Settings)
+    figure: str = "ppi_real"
 
 
 def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:

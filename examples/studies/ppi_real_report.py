@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ecgmeta.runtime.page.charts import Estimate, change
-from examples.studies.report import shown, table
+from examples.studies.report import forest, shown, table
 from examples.studies.statistics import by_seed, mean, paired, power, seeds_needed
 from examples.studies.study import Outcome, Result, Section
 
@@ -85,7 +85,13 @@ def section(plan: Plan, results: Sequence[Result]) -> Section:
             ),
         ]
     )
-    return Section({name: outcomes[name] for name in plan.expected}, body)
+    gains = {arm: found.gain(arm) for arm in found.arms if arm != UNIFORM and found.get(arm)}
+    figures = {}
+    if any(not math.isnan(gain.low) for gain in gains.values()):
+        label = "test AUROC minus that of uniform weights, points"
+        figures[plan.figure] = forest({"minus uniform weights": gains}, label, 0.0)
+        body += f"\n\n![Arms beside uniform weights](figures/{plan.figure}.svg)"
+    return Section({name: outcomes[name] for name in plan.expected}, body, figures)
 
 
 def _uniform(found: Found) -> Outcome:

@@ -52,6 +52,32 @@ def shown(estimate: Estimate, digits: int = 2) -> str:
     return parts[0] if math.isnan(estimate.low) else f"{parts[0]} ({parts[1]} to {parts[2]})"
 
 
+def forest(groups: Mapping[str, Mapping[str, Estimate]], label: str, line: float | None = None) -> Figure:
+    """Estimates and 95 % intervals, one a row, under the headings of their groups; ``line``: what means no difference."""
+    from matplotlib.figure import Figure
+
+    from ecgmeta.runtime.page.figures import FAINT, PALETTE, style
+
+    rows = [row for heading, own in groups.items() for row in ((heading, None), *own.items())]
+    with style():
+        figure = Figure(figsize=(7.2, 0.24 * len(rows) + 0.7), layout="constrained")
+        axes = figure.subplots()
+        for y, (_, found) in enumerate(rows):
+            if found is not None:
+                axes.plot([found.low, found.high], [y, y], color=PALETTE[0], lw=2, solid_capstyle="butt")
+                axes.plot([found.value], [y], "s", color=PALETTE[0], ms=5)
+        if line is not None:
+            axes.axvline(line, color=FAINT, ls="--", lw=1)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
+        for text, (_, found) in zip(axes.get_yticklabels(), rows, strict=True):
+            text.set_fontweight("bold" if found is None else "normal")
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x")
+        axes.set_xlabel(label)
+    return figure
+
+
 def section(
     name: str, folder: Path = RESULTS, *, quick: bool = False
 ) -> tuple[str, Mapping[str, Figure]] | None:
