@@ -14,6 +14,7 @@ import torch
 from scipy import stats
 
 from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.page.charts import Estimate
 from examples.studies import report, statistics
 from examples.studies.study import (
     Plan,
@@ -159,3 +160,12 @@ def test_smallest_cells_run_and_are_reported(
     assert set(study.plan.expected) == set(study.module.report(study.plan, done).outcomes)
     for figure in figures:
         assert f"figures/{figure}.svg" in text
+
+
+def test_a_forest_has_a_row_an_arm_under_its_heading() -> None:
+    figure = report.forest(
+        {"one": {"meta": Estimate(1.0, 0.5, 1.5), "walk": Estimate(0.0, -1.0, 1.0)}}, "points", 0.0
+    )
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["one", "meta", "walk"]
+    assert axes.get_xlim()[0] < -1 < 1.5 < axes.get_xlim()[1]

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ecgmeta.bilevel.signal import Signal
-from examples.studies import ecg_remedies, ecg_report
-from examples.studies.ecg_arms import Records, Training, untrained
+from examples.studies import ecg_remedies, ecg_remedies_report, ecg_report
+from examples.studies.ecg_arms import Records, Training, drawn_ramp, untrained
 from examples.studies.ecg_remedies import Change, Remedy, Watch
 from examples.studies.study import Result, Task, load
 
@@ -103,3 +103,36 @@ def test_a_cell_runs(arm: str, threads: None) -> None:
     assert np.isfinite(list(numbers.values())).all()
     assert {"probe 60", "stopped probe 60", "validation"} <= set(numbers)
     assert ("φ gain" in numbers) == ("remedy" in task.inputs)
+
+
+def test_a_drawn_ramp_begins_at_the_start_and_ends_below_the_bound() -> None:
+    start = {"gain": 0.3, "time_warp": 0.5}
+    path, other = (drawn_ramp(start, 16.0, 50, 0, trial) for trial in (1, 2))
+    assert path[0].tolist() == pytest.approx([0.3, 0.5])
+    assert (path.diff(dim=0) > 0).all()
+    assert (path[-1] < 16).all()
+    assert not path.equal(other)
+    assert path.equal(drawn_ramp(start, 16.0, 50, 0, 1))
+
+
+def test_what_a_search_would_need_counts_runs_that_reach_the_criterion_of_their_seed() -> None:
+    cells = [
+        ("meta", 0, 2.0),
+        ("meta", 1, 5.0),
+        ("search 1", 0, 3.0),
+        ("search 2", 0, 1.0),
+        ("search 1", 1, 4.0),
+    ]
+    results = [Result(Task(arm, "one", seed), {"validation": v}, 1.0) for arm, seed, v in cells]
+    assert "1 of 3 trials of the search (on 1 of 2 seeds none)" in ecg_remedies_report._reached(
+        results, "one"
+    )
+
+
+def test_an_ensemble_costs_what_its_runs_cost() -> None:
+    def cell(arm: str, seconds: float, own: float, **inputs: Any) -> Result:
+        return Result(Task(arm, "one", 0, inputs), {"pretrain seconds": own, "validation": 0.0}, seconds)
+
+    results = [cell("static 1", 9.0, 8.0), cell("ensemble", 56.0, 7.0, remedy={"ensemble": 3})]
+    assert ecg_remedies_report._cost(results, "ensemble", "one") == 7.0
+    assert ecg_remedies_report._cost(results, "start", "one") == 1.0
