@@ -7,6 +7,7 @@ lists it in :data:`OPERATIONS`, where modules find what to draw, what is moderat
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import weakref
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, Concatenate, Literal, ParamSpec, cast
+from typing import Any, Concatenate, Literal, ParamSpec, SupportsIndex, cast
 
 import numpy as np
 import torch
@@ -88,6 +89,12 @@ class Operation:
     def __post_init__(self) -> None:
         object.__setattr__(self, "timed", "fs" in inspect.signature(self.function).parameters)
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        # By name where it is listed: what its module has under that name is the function with its checks, another object.
+        if OPERATIONS.get(self.name) is self:
+            return _listed, (self.function.__module__, self.name)
+        return super().__reduce_ex__(protocol)
+
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The noise of one augmentation of x."""
         if self.noise is None:
@@ -153,6 +160,11 @@ class Operation:
 
 OPERATIONS: dict[str, Operation] = {}
 """Every operation by name."""
+
+
+def _listed(module: str, name: str) -> Operation:
+    importlib.import_module(module)  # which lists it, where a new process has not come by it yet
+    return OPERATIONS[name]
 
 
 def operation(
