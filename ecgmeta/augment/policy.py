@@ -263,7 +263,7 @@ class LearnedPolicy(Augmenter):
                 opinion = 2 * torch.sigmoid(self.magnitude_layer(self.net(seen)))
             magnitude = magnitude * opinion.unflatten(1, self.g.shape[:2]).unsqueeze(-1)
         return torch.stack(
-            [_bounded(magnitude[:, :, i], operation) for i, operation in enumerate(self._operations)], dim=2
+            [_in_unit(magnitude[:, :, i], operation) for i, operation in enumerate(self._operations)], dim=2
         )
 
     def augment(self, x: Tensor, noise: Draw) -> Tensor:
@@ -282,7 +282,7 @@ class LearnedPolicy(Augmenter):
             if operation is None or noise is None or not len(rows):
                 continue
             m = magnitude[rows, number]
-            m = m if operation.per_lead else m.mean(-1, keepdim=True)
+            m = m if operation.per_lead else m[:, :1]
             settings = self.settings.get(operation.name, {})
             parts.append(
                 operation.apply(x[rows], m.unsqueeze(-1).to(x.dtype), noise, self.input_fs, **settings)
@@ -323,7 +323,10 @@ class LearnedPolicy(Augmenter):
     def learned(self, x: Tensor) -> list[Learned]:
         with evaluated(self):
             kinds = range(2 if self.magnitudes == "class" else 1)
-            magnitudes = torch.cat([self.magnitude(x, torch.full((len(x),), kind)) for kind in kinds])
+            records = x if self.magnitudes == "network" else x[:1]  # else no record's is another's
+            magnitudes = torch.cat(
+                [self.magnitude(records, torch.full((len(records),), kind)) for kind in kinds]
+            )
         chances = self._chances()
         gates = torch.sigmoid(self.gate_logits) if hasattr(self, "gate_logits") else torch.ones_like(self.g)
         found = []
@@ -337,14 +340,9 @@ class LearnedPolicy(Augmenter):
                     continue
                 if hasattr(self, "gate_logits"):
                     found.append(Learned(group, f"{name}, applied", "share", gates[stage, number].flatten()))
-                found.append(
-                    Learned(
-                        group,
-                        f"{name}, magnitude",
-                        operation.unit,
-                        magnitudes[:, stage, number].flatten().unique(),
-                    )
-                )
+                applied = magnitudes[:, stage, number]
+                applied = applied if operation.per_lead else applied[:, :1]
+                found.append(Learned(group, f"{name}, magnitude", operation.unit, applied.flatten()))
         return found
 
     def __repr__(self) -> str:
@@ -385,11 +383,11 @@ def _find(name: str) -> Operation:
     return known[name]
 
 
-def _bounded(share: Tensor, operation: Operation | None) -> Tensor:
-    """A magnitude from units of the typical one."""
+def _in_unit(share: Tensor, operation: Operation | None) -> Tensor:
+    """A magnitude, (..., leads or 1), from units of the typical one; the leads' mean where all of them share one."""
     if operation is None:
         return share
     magnitude = operation.typical * share
-    if operation.limit == math.inf:
-        return magnitude
-    return -operation.limit * torch.expm1(-magnitude / operation.limit)
+    if operation.limit < math.inf:
+        magnitude = -operation.limit * torch.expm1(-magnitude / operation.limit)
+    return magnitude if operation.per_lead else magnitude.mean(-1, keepdim=True).expand_as(magnitude)

@@ -433,3 +433,25 @@ def test_what_it_learned_is_told_with_units_and_shares() -> None:
     units = {item.name: item.unit for item in found if item.name.endswith("magnitude")}
     assert units == {"time_warp, magnitude": "s", "white_noise, magnitude": "1", "time_shift, magnitude": "s"}
     assert "LearnedPolicy(leads=3" in repr(policy)
+
+
+def test_magnitudes_are_told_as_they_are_applied(toys: list[int]) -> None:
+    """Each lead's own; one for all leads, their mean, of an operation that takes one; one a record from a network."""
+    policy = LearnedPolicy(magnitude="lead", ops=("gain",), selector="chain", gate=False)
+    with torch.no_grad():
+        policy.g[0, 0, 0] = 2.0
+    (told,) = (item.values for item in policy.learned(torch.zeros(3, 12, 300)) if item.unit != "share")
+    torch.testing.assert_close(told, OPERATIONS["gain"].typical * torch.tensor([4.0] + 11 * [0.5]))
+    turned = LearnedPolicy(magnitude="lead", ops=("electrode_rotation",), selector="chain", gate=False)
+    with torch.no_grad():
+        turned.g[0, 0, 0] = 3.0
+    x = torch.randn(5, 12, 300, generator=_generator(2))
+    draw = turned.draw(x, _generator(1))
+    (told,) = (item.values for item in turned.learned(x) if item.unit == "degrees")
+    ((_, noise),) = draw.noise[0]
+    applied = OPERATIONS["electrode_rotation"].function(x, told.view(1, 1, 1), noise=noise)
+    torch.testing.assert_close(turned(x, draw), applied)
+    for magnitude, count in (("global", 1), ("class", 2), ("network", 4)):
+        policy = _policy(ops=("toy_add",), stages=1, magnitude=magnitude)
+        (told,) = (item.values for item in policy.learned(_x(4)) if item.unit != "share")
+        assert told.shape == (count,)
