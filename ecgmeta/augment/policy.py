@@ -15,6 +15,7 @@ from ecgmeta.augment.functional import OPERATIONS, Operation
 from ecgmeta.augment.functional.operation import check_finite
 from ecgmeta.augment.learned import NETWORK_HZ, Augmenter, Learned, OpinionNetwork, evaluated
 from ecgmeta.augment.taskaug import TASKAUG_OPERATIONS
+from ecgmeta.augment.transforms import MIXING
 from ecgmeta.runtime.errors import InputError
 
 IDENTITY = "identity"
@@ -84,14 +85,15 @@ class LearnedPolicy(Augmenter):
         leads: number of leads.
         fs: sampling rate in Hz of the records it learns on.
         stages: how many operations in a row.
-        ops: names from ``functional.OPERATIONS``, and ``"identity"``.
+        ops: names from ``functional.OPERATIONS``, and ``"identity"``; not ``"mixup"`` and ``"cutmix"``, whose labels would have
+            to be mixed too, and not ``"real_noise"``, whose noise is yours.
         selector: ``"sampled"`` as above, or ``"chain"``: stage s is ``ops[s]`` (``stages`` is then ``len(ops)``).
         magnitude: ``"global"``; ``"lead"``, one g a lead; ``"class"``, one g and gate for each of two classes of records, as
             TaskAug (a record without a label gets a class at random); ``"network"``.
         gate: learn how often an operation is applied; else always.
         start: initial magnitudes, in units of the operations' typical ones.
         probability: initial probability of a gate.
-        settings: further arguments of operations, by name.
+        settings: further arguments of operations, by name; tried on a record at the input's rate when they are given.
         mean, std, lead_names, input_fs, generator: as for :class:`~ecgmeta.augment.LearnedWarp`.
 
     Shapes: (batch, leads, samples) in mV in, the same out.
@@ -122,6 +124,7 @@ class LearnedPolicy(Augmenter):
         self.stages = len(self.ops) if selector == "chain" else stages
         self._check_arguments(start, probability)
         self._operations = [None if name == IDENTITY else _find(name) for name in self.ops]
+        self._check_operations()
         shape = (self.stages, len(self.ops))
         widths = {"lead": leads, "class": 2}
         self.g = nn.Parameter(torch.full((*shape, widths.get(magnitude, 1)), math.sqrt(start)))
@@ -153,17 +156,21 @@ class LearnedPolicy(Augmenter):
             raise InputError("LearnedPolicy", "start", start, "above 0: from 0 no gradient leads away")
         if not 0 < probability < 1:
             raise InputError("LearnedPolicy", "probability", probability, "between 0 and 1")
-        for name in self.ops:
-            operation = None if name == IDENTITY else _find(name)
-            if operation is not None and operation.leads not in (0, self.leads):
-                raise InputError(name, "leads", self.leads, operation.leads)
-            if name in COUNTS_SAMPLES and self.input_fs != self.fs:
+
+    def _check_operations(self) -> None:
+        for operation in self._operations:
+            if operation is None:
+                continue
+            if operation.leads not in (0, self.leads):
+                raise InputError(operation.name, "leads", self.leads, operation.leads)
+            if operation.name in COUNTS_SAMPLES and self.input_fs != self.fs:
                 raise InputError(
-                    name,
+                    operation.name,
                     "rate",
                     f"{self.input_fs:g} Hz, learned at {self.fs:g} Hz",
                     "the same rate: it counts samples (time_warp counts seconds)",
                 )
+            operation.check_settings(self.input_fs, self.leads, self.settings.get(operation.name, {}))
 
     @classmethod
     def paper(cls, **settings: Any) -> LearnedPolicy:
@@ -190,7 +197,7 @@ class LearnedPolicy(Augmenter):
 
     def at(self, fs: float, leads: Sequence[str] | None = None) -> LearnedPolicy:
         converted = super().at(fs, leads)
-        converted._check_arguments(1.0, 0.5)
+        converted._check_operations()
         return converted
 
     @torch.no_grad()
@@ -380,6 +387,9 @@ def _find(name: str) -> Operation:
         raise InputError("LearnedPolicy", "ops", name, f"one of {[IDENTITY, *known]}")
     if known[name].noise is None:
         raise InputError("LearnedPolicy", "ops", name, "an operation that draws its own noise")
+    if name in MIXING:
+        reason = "it mixes records of the batch, whose labels, and pairs of views, would stay as they are"
+        raise InputError("LearnedPolicy", "ops", f"{name} ({reason})", "an operation on one record")
     return known[name]
 
 

@@ -6,7 +6,6 @@ in ``eval()``.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -228,11 +227,11 @@ class Random(Transform):
         self.low, self.high = _span(magnitude)
         self.probability, self.settings = probability, dict(settings)
         self.alone = operation not in MIXING
+        self._check(fs)
         if self.operation.timed:
             self.settings["fs"] = fs
-        self._check()
 
-    def _check(self) -> None:
+    def _check(self, fs: float | None) -> None:
         spec = self.operation
         if spec.noise is None:
             raise InputError("Random", "operation", spec.name, "one that draws its own noise")
@@ -243,17 +242,9 @@ class Random(Transform):
             raise InputError(spec.name, "magnitude", f"({self.low:g}, {self.high:g})", wanted)
         if not 0 <= self.probability <= 1:
             raise InputError(spec.name, "probability", self.probability, "0 to 1")
-        if spec.timed and not 0 < (self.settings["fs"] or 0) < math.inf:
-            raise InputError(spec.name, "fs", self.settings["fs"], "a sampling rate in Hz")
-        known = set(inspect.signature(spec.function).parameters) - {"x", "magnitude", "noise"}
-        for setting in self.settings:
-            if setting not in known:
-                raise InputError(
-                    spec.name,
-                    f"setting {setting}",
-                    "no such one",
-                    ", ".join(sorted(known - {"fs"})) or "none",
-                )
+        if spec.timed and not 0 < (fs or 0) < math.inf:
+            raise InputError(spec.name, "fs", fs, "a sampling rate in Hz")
+        spec.check_settings(fs or 1.0, spec.leads or 12, self.settings)
 
     def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         # The three are drawn in this order, whatever the settings: a probability changes which records, not what befalls them.

@@ -12,7 +12,7 @@ import inspect
 import math
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, Concatenate, Literal, ParamSpec, SupportsIndex, cast
@@ -26,6 +26,9 @@ from ecgmeta.runtime.errors import InputError
 
 ELECTRODES = 9
 """Of a 12-lead record: RA, LA, LL, V1..V6."""
+
+TRIED = 512
+"""Samples of the record that settings are tried on."""
 
 Rest = ParamSpec("Rest")
 
@@ -110,6 +113,31 @@ class Operation:
         """The function, in the precision of its arguments: autocast would round positions to whole samples."""
         with torch.autocast(x.device.type, enabled=False):
             return self.function(x, magnitude, **settings)
+
+    @torch.no_grad()
+    def check_settings(self, fs: float, leads: int, settings: Mapping[str, Any]) -> None:
+        """Raise :class:`InputError` unless the function takes these settings at this rate, where it is tried on a record."""
+        known = set(inspect.signature(self.function).parameters) - {"x", "magnitude", "noise", "fs"}
+        for name in settings:
+            if name not in known:
+                wanted = ", ".join(sorted(known)) or "none"
+                raise InputError(self.name, f"setting {name}", "no such one", wanted)
+        if self.noise is None:
+            return
+        # The middle of what is drawn, so that no generator moves.
+        x = torch.linspace(-1.0, 1.0, TRIED, device="cpu").expand(1, leads, -1)
+        noise = torch.full(self.noise.shape(x), 0.5, device="cpu")
+        magnitude = torch.full((1, 1, 1), self.typical, device="cpu")
+        found = dict(settings)
+        wanted = "what it can work with" + (f" at {fs:g} Hz" if self.timed else "")
+        try:
+            result = self.apply(x, magnitude, noise, fs, **settings)
+        except InputError:
+            raise
+        except Exception as error:  # whatever its arithmetic makes of a text, or of a number beyond all sense
+            raise InputError(self.name, "settings", f"{found} ({error})", wanted) from error
+        if not concretely(lambda: bool(result.isfinite().all())):
+            raise InputError(self.name, "settings", f"{found} (its result is not finite)", wanted)
 
     def check(self, x: Tensor, magnitude: Tensor | float, noise: Tensor, **settings: Any) -> Tensor:
         """The magnitude as the function takes it.

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ecgmeta.augment import LearnedPolicy, LearnedWarp, load_augmenter, score_surrogate
+from ecgmeta.augment import LearnedPolicy, LearnedWarp, Random, load_augmenter, score_surrogate
 from ecgmeta.augment.functional import OPERATIONS, Noise, Operation
+from ecgmeta.augment.transforms import MIXING
 from ecgmeta.bilevel import DoubleBackward, ForwardOverReverse
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.seeds import seeded
@@ -100,6 +101,7 @@ def test_the_log_probability_is_that_of_the_draw(toys: list[int]) -> None:
 def test_only_what_was_chosen_is_computed_and_the_rest_is_left_alone(toys: list[int]) -> None:
     policy, x = _policy(stages=2, ops=(*TOYS, "identity"), gate=True), _x(64)
     draw = policy.draw(x, _generator())
+    toys.clear()
     out = policy(x, draw)
     assert sum(toys) == int((draw.applied & (draw.choice != 3)).sum())
     untouched = ~(draw.applied & (draw.choice != 3)).any(1)
@@ -389,6 +391,67 @@ def test_what_counts_samples_refuses_another_rate_with_the_reason() -> None:
         InputError, match=r"paper_warp: rate: found 500 Hz, learned at 100 Hz.*counts samples"
     ):
         LearnedPolicy.paper(leads=3).at(500.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"gain": {"foo": 1}}, "gain: setting foo: found no such one, expected none"),
+        ({"powerline": {"fs": 50.0}}, "powerline: setting fs: found no such one, expected frequency"),
+        ({"powerline": {"frequency": 60.0}}, "powerline: frequency: found 60 Hz, expected .* 50 Hz"),
+        ({"powerline": {"frequency": "40"}}, "powerline: settings: found {'frequency': '40'}"),
+        ({"band_stop": {"high": 51.0}}, "band_stop: low, high: found 0.5, 51, expected"),
+        ({"paper_warp": {"steps": "many"}}, "paper_warp: settings: found {'steps': 'many'}"),
+    ],
+)
+def test_settings_that_an_operation_cannot_take_are_refused_when_they_are_given(
+    settings: dict[str, Any], said: str
+) -> None:
+    (name, own), fitting = *settings.items(), {"powerline": {"frequency": 40.0}}
+    assert _policy(ops=(name,), settings={name: fitting.get(name, {})}).ops == (name,)
+    with pytest.raises(InputError, match=f"^{said}"):
+        _policy(ops=(name,), settings=settings)
+    if "fs" not in own:
+        with pytest.raises(InputError, match=f"^{said}"):
+            Random(name, 0.1, fs=100.0, **own)
+
+
+def test_a_setting_that_breaks_the_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def toy_over(x: Tensor, magnitude: Tensor, *, noise: Tensor, by: float = 1.0) -> Tensor:
+        return x * (1 + magnitude / torch.tensor(by))
+
+    spec = Operation("toy_over", toy_over, Noise("uniform", (1, 1)), "1", 1.0, math.inf, True, False, 0)
+    monkeypatch.setitem(OPERATIONS, "toy_over", spec)
+    assert _policy(ops=("toy_over",)).ops == ("toy_over",)
+    with pytest.raises(InputError, match=r"toy_over: settings: found {'by': 0.0} \(its result is not finite"):
+        _policy(ops=("toy_over",), settings={"toy_over": {"by": 0.0}})
+
+
+@pytest.mark.parametrize("name", ["powerline", "band_stop"])
+def test_a_rate_at_which_an_operation_has_no_meaning_is_refused_at_once(name: str) -> None:
+    policy = _policy(ops=("gain", name), fs=250.0)
+    assert policy.at(125.0).input_fs == 125.0
+    with pytest.raises(InputError, match=f"^{name}: .* 30 Hz"):
+        policy.at(60.0)
+    with pytest.raises(InputError, match=f"^{name}: .* 30 Hz"):
+        _policy(ops=("gain", name), fs=250.0, input_fs=60.0)
+
+
+@pytest.mark.parametrize("fs", [50.1, 100.0, 257.0, 5000.0])
+def test_every_operation_is_taken_with_its_own_settings_and_no_generator_moves(fs: float) -> None:
+    names = [name for name, spec in OPERATIONS.items() if spec.noise and name not in MIXING]
+    settings = {"powerline": {"frequency": 25.0}, "band_stop": {"high": 25.0}}
+    with seeded(0, "policy"):
+        expected = torch.rand(1)
+    with seeded(0, "policy"):
+        assert len(LearnedPolicy(fs=fs, ops=names, settings=settings).ops) > 15
+        assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_records_that_would_be_mixed_without_their_labels_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"LearnedPolicy: ops: found {name} .*labels.* on one record"):
+        _policy(ops=("gain", name))
 
 
 @pytest.mark.parametrize(
