@@ -81,6 +81,10 @@ class Augmenter(nn.Module, Pretrained):
         for field, value in (("fs", fs), ("input_fs", fs if input_fs is None else input_fs), ("std", std)):
             if not 0 < value < math.inf:
                 raise InputError(name, field, value, "a number above 0")
+        if leads < 1:
+            raise InputError(name, "leads", leads, "at least 1")
+        if not math.isfinite(mean):
+            raise InputError(name, "mean", mean, "a number in mV")
         if lead_names is not None and len(lead_names) != leads:
             raise InputError(name, "lead_names", list(lead_names), f"{leads} names")
         self.leads, self.fs, self.input_fs = leads, fs, input_fs or fs

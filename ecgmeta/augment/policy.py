@@ -188,8 +188,9 @@ class LearnedPolicy(Augmenter):
     def taskaug(cls, **settings: Any) -> LearnedPolicy:
         """TaskAug (Raghu et al., CHIL 2022) where it starts: two stages of seven operations, magnitudes by class, 250 Hz.
 
-        Its gates start wide open (probability 0.9999999). Here every record has its own choice, where TaskAug's released code
-        makes one for the batch, and the choice's gradient is its score, where TaskAug's passes through the relaxed weight.
+        Its gates start wide open (probability 0.9999999), and its wander at an eighth of ``std``. Here every record has its
+        own choice, where TaskAug's released code makes one for the batch, and the choice's gradient is its score, where
+        TaskAug's passes through the relaxed weight.
         """
         from ecgmeta.augment.importers import taskaug_start
 

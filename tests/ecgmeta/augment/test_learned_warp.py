@@ -238,7 +238,7 @@ def test_missing_and_further_tensors_are_refused(saved: Path) -> None:
     [
         ({"magnitud": 1.0}, "magnitud: found an unknown argument"),
         ({"leads": "twelve"}, "saved model"),
-        ({"leads": -1}, "saved model"),
+        ({"leads": -1}, "leads: found -1"),
     ],
 )
 def test_a_configuration_with_wrong_arguments_is_refused(
