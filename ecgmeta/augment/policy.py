@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecgmeta.augment.functional import OPERATIONS, Operation
-from ecgmeta.augment.functional.operation import check_finite
+from ecgmeta.augment.functional.operation import check_finite, concretely
 from ecgmeta.augment.learned import NETWORK_HZ, Augmenter, Learned, OpinionNetwork, evaluated
 from ecgmeta.augment.taskaug import TASKAUG_OPERATIONS
 from ecgmeta.augment.transforms import MIXING
@@ -84,10 +84,10 @@ class LearnedPolicy(Augmenter):
     Args:
         leads: number of leads.
         fs: sampling rate in Hz of the records it learns on.
-        stages: how many operations in a row.
+        stages: how many operations in a row; None: 2, or what a ``"chain"`` has.
         ops: names from ``functional.OPERATIONS``, and ``"identity"``; not ``"mixup"`` and ``"cutmix"``, whose labels would have
             to be mixed too, and not ``"real_noise"``, whose noise is yours.
-        selector: ``"sampled"`` as above, or ``"chain"``: stage s is ``ops[s]`` (``stages`` is then ``len(ops)``).
+        selector: ``"sampled"`` as above, or ``"chain"``: stage s is ``ops[s]``.
         magnitude: ``"global"``; ``"lead"``, one g a lead; ``"class"``, one g and gate for each of two classes of records, as
             TaskAug (a record without a label gets a class at random); ``"network"``.
         gate: learn how often an operation is applied; else always.
@@ -105,7 +105,7 @@ class LearnedPolicy(Augmenter):
         fs: float = 100.0,
         generator: torch.Generator | None = None,
         *,
-        stages: int = 2,
+        stages: int | None = None,
         ops: Sequence[str] = DEFAULT_OPERATIONS,
         selector: Literal["sampled", "chain"] = "sampled",
         magnitude: Literal["global", "lead", "class", "network"] = "global",
@@ -121,7 +121,8 @@ class LearnedPolicy(Augmenter):
         super().__init__(leads, fs, input_fs, lead_names, mean, std, generator)
         self.ops, self.selector, self.magnitudes = tuple(ops), selector, magnitude
         self.settings = {name: dict(value) for name, value in (settings or {}).items()}
-        self.stages = len(self.ops) if selector == "chain" else stages
+        own = len(self.ops) if selector == "chain" else 2
+        self.stages = own if stages is None else stages
         self._check_arguments(start, probability)
         self._operations = [None if name == IDENTITY else _find(name) for name in self.ops]
         self._check_operations()
@@ -152,8 +153,13 @@ class LearnedPolicy(Augmenter):
         for name in self.settings:
             if name not in self.ops:
                 raise InputError("LearnedPolicy", "settings", name, f"one of its operations {list(self.ops)}")
-        if not start > 0:
-            raise InputError("LearnedPolicy", "start", start, "above 0: from 0 no gradient leads away")
+        if self.selector == "chain" and self.stages != len(self.ops):
+            wanted = f"{len(self.ops)}, one for each of the chain's operations"
+            raise InputError("LearnedPolicy", "stages", self.stages, wanted)
+        if not 0 < start < math.inf:
+            raise InputError(
+                "LearnedPolicy", "start", start, "above 0 (no gradient leads away from 0), finite"
+            )
         if not 0 < probability < 1:
             raise InputError("LearnedPolicy", "probability", probability, "between 0 and 1")
 
@@ -174,7 +180,13 @@ class LearnedPolicy(Augmenter):
 
     @classmethod
     def paper(cls, **settings: Any) -> LearnedPolicy:
-        """The paper's learned warp as a policy of one operation: its network, its folding, its initial magnitude 4² = 16."""
+        """The paper's learned warp as a policy of one operation: its folding, its initial magnitude 4² = 16, and a network of
+        the same layers.
+
+        The paper's network reads the record at its own rate and does not pad its convolutions, as
+        :meth:`LearnedWarp.paper() <ecgmeta.augment.LearnedWarp.paper>` has it; a policy's reads it at 25 Hz and pads. With the
+        same weights their magnitudes for a record therefore differ somewhat.
+        """
         own = {
             "ops": ("paper_warp",),
             "selector": "chain",
@@ -196,6 +208,12 @@ class LearnedPolicy(Augmenter):
 
         return taskaug_start(cls, settings)
 
+    @classmethod
+    def _from_pretrained(cls, **kwargs: Any) -> Any:
+        if kwargs.get("selector") == "chain":  # whose stages earlier versions saved as 2, and did not look at
+            kwargs.pop("stages", None)
+        return super()._from_pretrained(**kwargs)
+
     def at(self, fs: float, leads: Sequence[str] | None = None) -> LearnedPolicy:
         converted = super().at(fs, leads)
         converted._check_operations()
@@ -207,6 +225,9 @@ class LearnedPolicy(Augmenter):
 
         Args:
             labels: (batch,) of 0 and 1, for magnitudes by class; None: at random.
+
+        Raises:
+            InputError: other labels, or another number of them.
         """
         generator, device, batch = generator or self.generator, x.device, x.shape[0]
 
@@ -218,7 +239,7 @@ class LearnedPolicy(Augmenter):
         else:  # Gumbel's maximum has the law softmax(logits)
             gumbel = -torch.log(-torch.log(uniform(*self.logits.shape).clamp(1e-20, 1 - 1e-7)))
             choice = (self.logits.to(gumbel.dtype) + gumbel).argmax(-1)
-        kind = (uniform() < 0.5).long() if labels is None else labels.to(device).long()
+        kind = (uniform() < 0.5).long() if labels is None else _kinds(labels, batch).to(device)
         if self.magnitudes != "class":
             kind = torch.zeros_like(kind)
         applied = torch.ones_like(choice, dtype=torch.bool)
@@ -232,6 +253,21 @@ class LearnedPolicy(Augmenter):
             for stage in range(self.stages)
         )
         return Draw(choice, applied, kind, self._log_prob(choice, applied, kind), noise)
+
+    def check_noise(self, x: Tensor, noise: Any) -> None:
+        if not isinstance(noise, Draw):
+            raise InputError("LearnedPolicy", "noise", type(noise).__name__, "what draw gives")
+        found = (len(noise.choice), len(noise.noise), len(noise.noise[0]))
+        wanted = (len(x), self.stages, len(self.ops))
+        if found != wanted:
+            raise InputError("LearnedPolicy", "records, stages, operations of noise", found, wanted)
+        for stage in noise.noise:
+            for operation, (_, z) in zip(self._operations, stage, strict=True):
+                if operation is None or operation.noise is None or z is None:
+                    continue
+                own = (len(z), *operation.noise.shape(x)[1:])
+                if z.shape != own:
+                    raise InputError(operation.name, "shape of noise", tuple(z.shape), own)
 
     def _noise(
         self, x: Tensor, number: int, mine: Tensor, generator: torch.Generator | None
@@ -380,6 +416,15 @@ def score_surrogate(losses: Tensor, log_prob: Tensor, drawn: Tensor, effects: Te
     effects = losses if effects is None else effects
     others = (effects.sum() - effects) / max(len(effects) - 1, 1)
     return losses.mean() + ((effects - others) * (log_prob - drawn).to(losses.dtype)).mean()
+
+
+def _kinds(labels: Tensor, batch: int) -> Tensor:
+    labels = torch.as_tensor(labels)
+    if labels.shape != (batch,):
+        raise InputError("LearnedPolicy", "shape of labels", tuple(labels.shape), f"({batch},), one a record")
+    if not concretely(lambda: bool(((labels == 0) | (labels == 1)).all())):
+        raise InputError("LearnedPolicy", "labels", sorted(set(labels.tolist()))[:5], "0 or 1 each")
+    return labels.long()
 
 
 def _find(name: str) -> Operation:

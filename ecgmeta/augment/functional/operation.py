@@ -238,6 +238,8 @@ def check_records(name: str, x: Tensor, leads: int = 0) -> None:
 
 def check_layout(name: str, x: Tensor, leads: int = 0) -> None:
     """:func:`check_records` without a look at the numbers."""
+    if not isinstance(x, Tensor):
+        raise InputError(name, "x", type(x).__name__, "a torch tensor (batch, leads, samples)")
     if x.ndim != 3 or x.shape[1] > x.shape[2]:
         raise InputError(
             name, "shape of x", tuple(x.shape), "(batch, leads, samples) with more samples than leads"

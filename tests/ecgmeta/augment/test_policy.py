@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -463,6 +464,8 @@ def test_records_that_would_be_mixed_without_their_labels_are_refused(name: str)
         ({"selector": "best"}, "selector: found 'best'"),
         ({"magnitude": "huge"}, "magnitude: found 'huge'"),
         ({"start": 0.0}, "start: found 0.0"),
+        ({"start": math.inf}, "start: found inf"),
+        ({"selector": "chain", "ops": REAL, "stages": 3}, "stages: found 3, expected 4, one for each"),
         ({"probability": 1.0}, "probability: found 1.0"),
         ({"settings": {"powerline": {}}}, "settings: found powerline"),
         ({"fs": 0.0}, "fs: found 0.0"),
@@ -486,6 +489,45 @@ def test_records_it_cannot_take_are_refused() -> None:
         InputError, match="LearnedPolicy: samples of x: found one that is not finite in record 2"
     ):
         policy(x)
+
+
+@pytest.mark.parametrize("magnitude", ["class", "global"])
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (torch.tensor([0, 1, 2, 0, 1, 0]), r"labels: found \[0, 1, 2\], expected 0 or 1"),
+        (torch.tensor([0.0, 0.5, 1.0, 0.0, 0.0, 0.0]), "labels: found"),
+        (torch.zeros(5), r"shape of labels: found \(5,\), expected \(6,\)"),
+        (torch.zeros(6, 2), r"shape of labels: found \(6, 2\), expected \(6,\)"),
+    ],
+)
+def test_labels_that_are_none_are_refused(magnitude: str, labels: Tensor, said: str) -> None:
+    with pytest.raises(InputError, match=f"LearnedPolicy: {said}"):
+        _policy(magnitude=magnitude).draw(_x(), labels=labels)
+
+
+def test_the_noise_of_something_else_is_refused() -> None:
+    policy, x = _policy(ops=REAL), _x()
+    with pytest.raises(InputError, match="LearnedPolicy: noise: found Tensor, expected what draw gives"):
+        policy(x, torch.randn(6, 200))
+    for other in (_x(5), _x(7)):
+        with pytest.raises(InputError, match=r"LearnedPolicy: records, .* expected \(6, 2, 4\)"):
+            policy(x, policy.draw(other))
+    for settings in ({"stages": 3}, {"ops": REAL[:3]}):
+        with pytest.raises(InputError, match=r"operations of noise: found .* expected \(6, 2, 4\)"):
+            policy(x, _policy(**{"ops": REAL, **settings}).draw(x))
+    longer = _policy(ops=("white_noise",), gate=False)
+    with pytest.raises(InputError, match=r"white_noise: shape of noise: found \(6, 3, 100\), expected"):
+        longer(x, longer.draw(_x(samples=100)))
+
+
+def test_a_chain_that_an_earlier_version_saved_is_loaded(tmp_path: Path) -> None:
+    """Their configuration says 2 stages, which did not count."""
+    policy = _policy(ops=REAL, selector="chain")
+    policy.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "stages": 2}))
+    assert LearnedPolicy.from_pretrained(tmp_path).stages == policy.stages == 4
 
 
 def test_what_it_learned_is_told_with_units_and_shares() -> None:
