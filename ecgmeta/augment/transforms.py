@@ -6,6 +6,7 @@ in ``eval()``.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -329,8 +330,23 @@ def _span(values: float | Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
+def _called(module: nn.Module, x: Tensor, generator: torch.Generator | None) -> Any:
+    """``module(x)``, with the generator to draw from where the module takes one, as ours do."""
+    forward = getattr(module, "_orig_mod", module).forward  # what torch.compile wraps
+    parameters = inspect.signature(forward).parameters
+    if "generator" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return module(x, generator=generator)
+    return module(x)
+
+
 class Compose(Transform):
-    """Transforms one after another."""
+    """Transforms one after another.
+
+    Args:
+        transforms: of this module, learned augmenters, or any modules of (batch, leads, samples); a module that takes no
+            ``generator`` draws from torch's own.
+        generator: default source of noise.
+    """
 
     def __init__(self, transforms: Iterable[nn.Module], generator: torch.Generator | None = None) -> None:
         super().__init__(generator)
@@ -353,7 +369,7 @@ class Compose(Transform):
                 made = transform.work(x, own)
                 x, mine = made, mine or made is not x
             else:
-                x, mine = transform(x, generator=generator), False
+                x, mine = _called(transform, x, generator), False
         return _done(x, steps, mine=mine) if steps else x
 
 
@@ -361,18 +377,18 @@ class TwoViews(nn.Module):
     """Two independent augmentations of the same records: ``x -> (view, view)``.
 
     Args:
-        transform: any :class:`Transform`.
+        transform: any :class:`Transform`, learned augmenter, or module, as in :class:`Compose`.
     """
 
-    def __init__(self, transform: Transform) -> None:
+    def __init__(self, transform: nn.Module) -> None:
         super().__init__()
         self.transform = transform
 
     def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         transform = self.transform
-        first = transform(x, generator=generator)
+        first = _called(transform, x, generator)
         if not isinstance(transform, Transform) or not transform.training:
-            return first, transform(x, generator=generator)
+            return first, _called(transform, x, generator)
         return first, transform.work(x, generator or transform.generator)  # x was checked, once
 
 
