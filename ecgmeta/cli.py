@@ -259,11 +259,23 @@ def augment_import(
         Path, typer.Argument(help="A checkpoint of the paper's code (teacher_sd) or of TaskAug's (aug_sd).")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    fs: Annotated[
+        float | None,
+        typer.Option(help="Rate it was learned at, Hz; by default 100 (the paper) or 250 (TaskAug)."),
+    ] = None,
+    leads: Annotated[
+        int | None,
+        typer.Option(help="Leads it was learned on; by default those of its first layer, or 12 (TaskAug)."),
+    ] = None,
+    mean: Annotated[
+        float, typer.Option(help="It was learned on (record - mean)/std; mean in mV, 0 for TaskAug.")
+    ] = 0.0,
+    std: Annotated[float, typer.Option(help="It was learned on (record - mean)/std; std in mV.")] = 1.0,
 ) -> None:
     """Turn a checkpoint of the authors' released code into an augmenter of this package."""
     from ecgmeta.experiment.export import import_augmenter
 
-    typer.echo(f"{import_augmenter(checkpoint, out)!r}: {out}")
+    typer.echo(f"{import_augmenter(checkpoint, out, fs=fs, leads=leads, mean=mean, std=std)!r}: {out}")
 
 
 def _run(folder: Path, experiment: Any) -> None:

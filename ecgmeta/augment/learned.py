@@ -81,6 +81,10 @@ class Augmenter(nn.Module, Pretrained):
         for field, value in (("fs", fs), ("input_fs", fs if input_fs is None else input_fs), ("std", std)):
             if not 0 < value < math.inf:
                 raise InputError(name, field, value, "a number above 0")
+        if leads < 1:
+            raise InputError(name, "leads", leads, "at least 1")
+        if not math.isfinite(mean):
+            raise InputError(name, "mean", mean, "a number in mV")
         if lead_names is not None and len(lead_names) != leads:
             raise InputError(name, "lead_names", list(lead_names), f"{leads} names")
         self.leads, self.fs, self.input_fs = leads, fs, input_fs or fs
@@ -136,7 +140,10 @@ class Augmenter(nn.Module, Pretrained):
         self.check(x, finite=not self.training)
         if not self.training:
             return x
-        return self.augment(x, self.draw(x, generator) if noise is None else noise)
+        if noise is None:
+            return self.augment(x, self.draw(x, generator))
+        self.check_noise(x, noise)
+        return self.augment(x, noise)
 
     def augment(self, x: Tensor, noise: Any) -> Tensor:
         """``x``, whose layout was checked, under ``noise``; it looks for samples that are not finite by itself."""
@@ -157,6 +164,9 @@ class Augmenter(nn.Module, Pretrained):
             check_finite(type(self).__name__, x)
         if x.shape[1] != self.leads:
             raise InputError(type(self).__name__, "leads of x", x.shape[1], self.leads)
+
+    def check_noise(self, x: Tensor, noise: Any) -> None:
+        """Raise :class:`InputError` unless ``noise`` may be what :meth:`draw` gives for x; here anything may."""
 
     def normalised(self, x: Tensor) -> Tensor:
         """``(x − mean)/std``, as its network sees records."""
@@ -251,8 +261,10 @@ class LearnedWarp(Augmenter):
         super().__init__(leads, fs, input_fs, lead_names, mean, std, generator)
         if variant not in ("monotone", "paper"):
             raise InputError("LearnedWarp", "variant", repr(variant), "'monotone' or 'paper'")
-        if not smoothness > 0:
+        if not 0 < smoothness < math.inf:
             raise InputError("LearnedWarp", "smoothness", smoothness, "a time in s")
+        if not math.isfinite(magnitude):
+            raise InputError("LearnedWarp", "magnitude", magnitude, "a finite number")
         self.variant, self.smoothness = variant, smoothness
         self.net = OpinionNetwork(leads, padded=variant == "monotone")
         self.magnitude_layer = nn.Linear(32, 1)
@@ -273,8 +285,13 @@ class LearnedWarp(Augmenter):
 
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The noise of one augmentation of ``x``: (batch, samples), standard normal."""
-        shape = (x.shape[0], x.shape[-1])
+        shape = _noise_shape(x)
         return torch.randn(shape, generator=generator or self.generator, device=x.device, dtype=wide(x.dtype))
+
+    def check_noise(self, x: Tensor, noise: Any) -> None:
+        found = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+        if found != _noise_shape(x):
+            raise InputError("LearnedWarp", "shape of noise", found, _noise_shape(x))
 
     def magnitude(self, x: Tensor) -> Tensor:
         """``m(x)·g²`` for each record: (batch, 1)."""
@@ -337,6 +354,10 @@ class LearnedWarp(Augmenter):
             f"LearnedWarp(leads={self.leads}, fs={self.fs}, variant={self.variant!r}, "
             f"global_magnitude={self.global_magnitude.item():.3g})"
         )
+
+
+def _noise_shape(x: Tensor) -> tuple[int, int]:
+    return x.shape[0], x.shape[-1]
 
 
 @contextmanager

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecgmeta.augment.functional import OPERATIONS, Operation
-from ecgmeta.augment.functional.operation import check_finite
+from ecgmeta.augment.functional.operation import check_finite, concretely
 from ecgmeta.augment.learned import NETWORK_HZ, Augmenter, Learned, OpinionNetwork, evaluated
 from ecgmeta.augment.taskaug import TASKAUG_OPERATIONS
+from ecgmeta.augment.transforms import MIXING
 from ecgmeta.runtime.errors import InputError
 
 IDENTITY = "identity"
@@ -83,15 +84,16 @@ class LearnedPolicy(Augmenter):
     Args:
         leads: number of leads.
         fs: sampling rate in Hz of the records it learns on.
-        stages: how many operations in a row.
-        ops: names from ``functional.OPERATIONS``, and ``"identity"``.
-        selector: ``"sampled"`` as above, or ``"chain"``: stage s is ``ops[s]`` (``stages`` is then ``len(ops)``).
+        stages: how many operations in a row; None: 2, or what a ``"chain"`` has.
+        ops: names from ``functional.OPERATIONS``, and ``"identity"``; not ``"mixup"`` and ``"cutmix"``, whose labels would have
+            to be mixed too, and not ``"real_noise"``, whose noise is yours.
+        selector: ``"sampled"`` as above, or ``"chain"``: stage s is ``ops[s]``.
         magnitude: ``"global"``; ``"lead"``, one g a lead; ``"class"``, one g and gate for each of two classes of records, as
             TaskAug (a record without a label gets a class at random); ``"network"``.
         gate: learn how often an operation is applied; else always.
         start: initial magnitudes, in units of the operations' typical ones.
         probability: initial probability of a gate.
-        settings: further arguments of operations, by name.
+        settings: further arguments of operations, by name; tried on a record at the input's rate when they are given.
         mean, std, lead_names, input_fs, generator: as for :class:`~ecgmeta.augment.LearnedWarp`.
 
     Shapes: (batch, leads, samples) in mV in, the same out.
@@ -103,7 +105,7 @@ class LearnedPolicy(Augmenter):
         fs: float = 100.0,
         generator: torch.Generator | None = None,
         *,
-        stages: int = 2,
+        stages: int | None = None,
         ops: Sequence[str] = DEFAULT_OPERATIONS,
         selector: Literal["sampled", "chain"] = "sampled",
         magnitude: Literal["global", "lead", "class", "network"] = "global",
@@ -119,9 +121,11 @@ class LearnedPolicy(Augmenter):
         super().__init__(leads, fs, input_fs, lead_names, mean, std, generator)
         self.ops, self.selector, self.magnitudes = tuple(ops), selector, magnitude
         self.settings = {name: dict(value) for name, value in (settings or {}).items()}
-        self.stages = len(self.ops) if selector == "chain" else stages
+        own = len(self.ops) if selector == "chain" else 2
+        self.stages = own if stages is None else stages
         self._check_arguments(start, probability)
         self._operations = [None if name == IDENTITY else _find(name) for name in self.ops]
+        self._check_operations()
         shape = (self.stages, len(self.ops))
         widths = {"lead": leads, "class": 2}
         self.g = nn.Parameter(torch.full((*shape, widths.get(magnitude, 1)), math.sqrt(start)))
@@ -149,25 +153,40 @@ class LearnedPolicy(Augmenter):
         for name in self.settings:
             if name not in self.ops:
                 raise InputError("LearnedPolicy", "settings", name, f"one of its operations {list(self.ops)}")
-        if not start > 0:
-            raise InputError("LearnedPolicy", "start", start, "above 0: from 0 no gradient leads away")
+        if self.selector == "chain" and self.stages != len(self.ops):
+            wanted = f"{len(self.ops)}, one for each of the chain's operations"
+            raise InputError("LearnedPolicy", "stages", self.stages, wanted)
+        if not 0 < start < math.inf:
+            raise InputError(
+                "LearnedPolicy", "start", start, "above 0 (no gradient leads away from 0), finite"
+            )
         if not 0 < probability < 1:
             raise InputError("LearnedPolicy", "probability", probability, "between 0 and 1")
-        for name in self.ops:
-            operation = None if name == IDENTITY else _find(name)
-            if operation is not None and operation.leads not in (0, self.leads):
-                raise InputError(name, "leads", self.leads, operation.leads)
-            if name in COUNTS_SAMPLES and self.input_fs != self.fs:
+
+    def _check_operations(self) -> None:
+        for operation in self._operations:
+            if operation is None:
+                continue
+            if operation.leads not in (0, self.leads):
+                raise InputError(operation.name, "leads", self.leads, operation.leads)
+            if operation.name in COUNTS_SAMPLES and self.input_fs != self.fs:
                 raise InputError(
-                    name,
+                    operation.name,
                     "rate",
                     f"{self.input_fs:g} Hz, learned at {self.fs:g} Hz",
                     "the same rate: it counts samples (time_warp counts seconds)",
                 )
+            operation.check_settings(self.input_fs, self.leads, self.settings.get(operation.name, {}))
 
     @classmethod
     def paper(cls, **settings: Any) -> LearnedPolicy:
-        """The paper's learned warp as a policy of one operation: its network, its folding, its initial magnitude 4² = 16."""
+        """The paper's learned warp as a policy of one operation: its folding, its initial magnitude 4² = 16, and a network of
+        the same layers.
+
+        The paper's network reads the record at its own rate and does not pad its convolutions, as
+        :meth:`LearnedWarp.paper() <ecgmeta.augment.LearnedWarp.paper>` has it; a policy's reads it at 25 Hz and pads. With the
+        same weights their magnitudes for a record therefore differ somewhat.
+        """
         own = {
             "ops": ("paper_warp",),
             "selector": "chain",
@@ -181,16 +200,23 @@ class LearnedPolicy(Augmenter):
     def taskaug(cls, **settings: Any) -> LearnedPolicy:
         """TaskAug (Raghu et al., CHIL 2022) where it starts: two stages of seven operations, magnitudes by class, 250 Hz.
 
-        Its gates start wide open (probability 0.9999999). Here every record has its own choice, where TaskAug's released code
-        makes one for the batch, and the choice's gradient is its score, where TaskAug's passes through the relaxed weight.
+        Its gates start wide open (probability 0.9999999), and its wander at an eighth of ``std``. Here every record has its
+        own choice, where TaskAug's released code makes one for the batch, and the choice's gradient is its score, where
+        TaskAug's passes through the relaxed weight.
         """
         from ecgmeta.augment.importers import taskaug_start
 
         return taskaug_start(cls, settings)
 
+    @classmethod
+    def _from_pretrained(cls, **kwargs: Any) -> Any:
+        if kwargs.get("selector") == "chain":  # whose stages earlier versions saved as 2, and did not look at
+            kwargs.pop("stages", None)
+        return super()._from_pretrained(**kwargs)
+
     def at(self, fs: float, leads: Sequence[str] | None = None) -> LearnedPolicy:
         converted = super().at(fs, leads)
-        converted._check_arguments(1.0, 0.5)
+        converted._check_operations()
         return converted
 
     @torch.no_grad()
@@ -199,6 +225,9 @@ class LearnedPolicy(Augmenter):
 
         Args:
             labels: (batch,) of 0 and 1, for magnitudes by class; None: at random.
+
+        Raises:
+            InputError: other labels, or another number of them.
         """
         generator, device, batch = generator or self.generator, x.device, x.shape[0]
 
@@ -210,7 +239,7 @@ class LearnedPolicy(Augmenter):
         else:  # Gumbel's maximum has the law softmax(logits)
             gumbel = -torch.log(-torch.log(uniform(*self.logits.shape).clamp(1e-20, 1 - 1e-7)))
             choice = (self.logits.to(gumbel.dtype) + gumbel).argmax(-1)
-        kind = (uniform() < 0.5).long() if labels is None else labels.to(device).long()
+        kind = (uniform() < 0.5).long() if labels is None else _kinds(labels, batch).to(device)
         if self.magnitudes != "class":
             kind = torch.zeros_like(kind)
         applied = torch.ones_like(choice, dtype=torch.bool)
@@ -224,6 +253,21 @@ class LearnedPolicy(Augmenter):
             for stage in range(self.stages)
         )
         return Draw(choice, applied, kind, self._log_prob(choice, applied, kind), noise)
+
+    def check_noise(self, x: Tensor, noise: Any) -> None:
+        if not isinstance(noise, Draw):
+            raise InputError("LearnedPolicy", "noise", type(noise).__name__, "what draw gives")
+        found = (len(noise.choice), len(noise.noise), len(noise.noise[0]))
+        wanted = (len(x), self.stages, len(self.ops))
+        if found != wanted:
+            raise InputError("LearnedPolicy", "records, stages, operations of noise", found, wanted)
+        for stage in noise.noise:
+            for operation, (_, z) in zip(self._operations, stage, strict=True):
+                if operation is None or operation.noise is None or z is None:
+                    continue
+                own = (len(z), *operation.noise.shape(x)[1:])
+                if z.shape != own:
+                    raise InputError(operation.name, "shape of noise", tuple(z.shape), own)
 
     def _noise(
         self, x: Tensor, number: int, mine: Tensor, generator: torch.Generator | None
@@ -263,7 +307,7 @@ class LearnedPolicy(Augmenter):
                 opinion = 2 * torch.sigmoid(self.magnitude_layer(self.net(seen)))
             magnitude = magnitude * opinion.unflatten(1, self.g.shape[:2]).unsqueeze(-1)
         return torch.stack(
-            [_bounded(magnitude[:, :, i], operation) for i, operation in enumerate(self._operations)], dim=2
+            [_in_unit(magnitude[:, :, i], operation) for i, operation in enumerate(self._operations)], dim=2
         )
 
     def augment(self, x: Tensor, noise: Draw) -> Tensor:
@@ -282,7 +326,7 @@ class LearnedPolicy(Augmenter):
             if operation is None or noise is None or not len(rows):
                 continue
             m = magnitude[rows, number]
-            m = m if operation.per_lead else m.mean(-1, keepdim=True)
+            m = m if operation.per_lead else m[:, :1]
             settings = self.settings.get(operation.name, {})
             parts.append(
                 operation.apply(x[rows], m.unsqueeze(-1).to(x.dtype), noise, self.input_fs, **settings)
@@ -323,7 +367,10 @@ class LearnedPolicy(Augmenter):
     def learned(self, x: Tensor) -> list[Learned]:
         with evaluated(self):
             kinds = range(2 if self.magnitudes == "class" else 1)
-            magnitudes = torch.cat([self.magnitude(x, torch.full((len(x),), kind)) for kind in kinds])
+            records = x if self.magnitudes == "network" else x[:1]  # else no record's is another's
+            magnitudes = torch.cat(
+                [self.magnitude(records, torch.full((len(records),), kind)) for kind in kinds]
+            )
         chances = self._chances()
         gates = torch.sigmoid(self.gate_logits) if hasattr(self, "gate_logits") else torch.ones_like(self.g)
         found = []
@@ -337,14 +384,9 @@ class LearnedPolicy(Augmenter):
                     continue
                 if hasattr(self, "gate_logits"):
                     found.append(Learned(group, f"{name}, applied", "share", gates[stage, number].flatten()))
-                found.append(
-                    Learned(
-                        group,
-                        f"{name}, magnitude",
-                        operation.unit,
-                        magnitudes[:, stage, number].flatten().unique(),
-                    )
-                )
+                applied = magnitudes[:, stage, number]
+                applied = applied if operation.per_lead else applied[:, :1]
+                found.append(Learned(group, f"{name}, magnitude", operation.unit, applied.flatten()))
         return found
 
     def __repr__(self) -> str:
@@ -376,20 +418,32 @@ def score_surrogate(losses: Tensor, log_prob: Tensor, drawn: Tensor, effects: Te
     return losses.mean() + ((effects - others) * (log_prob - drawn).to(losses.dtype)).mean()
 
 
+def _kinds(labels: Tensor, batch: int) -> Tensor:
+    labels = torch.as_tensor(labels)
+    if labels.shape != (batch,):
+        raise InputError("LearnedPolicy", "shape of labels", tuple(labels.shape), f"({batch},), one a record")
+    if not concretely(lambda: bool(((labels == 0) | (labels == 1)).all())):
+        raise InputError("LearnedPolicy", "labels", sorted(set(labels.tolist()))[:5], "0 or 1 each")
+    return labels.long()
+
+
 def _find(name: str) -> Operation:
     known = {**OPERATIONS, **TASKAUG_OPERATIONS}
     if name not in known:
         raise InputError("LearnedPolicy", "ops", name, f"one of {[IDENTITY, *known]}")
     if known[name].noise is None:
         raise InputError("LearnedPolicy", "ops", name, "an operation that draws its own noise")
+    if name in MIXING:
+        reason = "it mixes records of the batch, whose labels, and pairs of views, would stay as they are"
+        raise InputError("LearnedPolicy", "ops", f"{name} ({reason})", "an operation on one record")
     return known[name]
 
 
-def _bounded(share: Tensor, operation: Operation | None) -> Tensor:
-    """A magnitude from units of the typical one."""
+def _in_unit(share: Tensor, operation: Operation | None) -> Tensor:
+    """A magnitude, (..., leads or 1), from units of the typical one; the leads' mean where all of them share one."""
     if operation is None:
         return share
     magnitude = operation.typical * share
-    if operation.limit == math.inf:
-        return magnitude
-    return -operation.limit * torch.expm1(-magnitude / operation.limit)
+    if operation.limit < math.inf:
+        magnitude = -operation.limit * torch.expm1(-magnitude / operation.limit)
+    return magnitude if operation.per_lead else magnitude.mean(-1, keepdim=True).expand_as(magnitude)

@@ -228,11 +228,11 @@ class Random(Transform):
         self.low, self.high = _span(magnitude)
         self.probability, self.settings = probability, dict(settings)
         self.alone = operation not in MIXING
+        self._check(fs)
         if self.operation.timed:
             self.settings["fs"] = fs
-        self._check()
 
-    def _check(self) -> None:
+    def _check(self, fs: float | None) -> None:
         spec = self.operation
         if spec.noise is None:
             raise InputError("Random", "operation", spec.name, "one that draws its own noise")
@@ -243,17 +243,9 @@ class Random(Transform):
             raise InputError(spec.name, "magnitude", f"({self.low:g}, {self.high:g})", wanted)
         if not 0 <= self.probability <= 1:
             raise InputError(spec.name, "probability", self.probability, "0 to 1")
-        if spec.timed and not 0 < (self.settings["fs"] or 0) < math.inf:
-            raise InputError(spec.name, "fs", self.settings["fs"], "a sampling rate in Hz")
-        known = set(inspect.signature(spec.function).parameters) - {"x", "magnitude", "noise"}
-        for setting in self.settings:
-            if setting not in known:
-                raise InputError(
-                    spec.name,
-                    f"setting {setting}",
-                    "no such one",
-                    ", ".join(sorted(known - {"fs"})) or "none",
-                )
+        if spec.timed and not 0 < (fs or 0) < math.inf:
+            raise InputError(spec.name, "fs", fs, "a sampling rate in Hz")
+        spec.check_settings(fs or 1.0, spec.leads or 12, self.settings)
 
     def augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         # The three are drawn in this order, whatever the settings: a probability changes which records, not what befalls them.
@@ -338,8 +330,23 @@ def _span(values: float | Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
+def _called(module: nn.Module, x: Tensor, generator: torch.Generator | None) -> Any:
+    """``module(x)``, with the generator to draw from where the module takes one, as ours do."""
+    forward = getattr(module, "_orig_mod", module).forward  # what torch.compile wraps
+    parameters = inspect.signature(forward).parameters
+    if "generator" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return module(x, generator=generator)
+    return module(x)
+
+
 class Compose(Transform):
-    """Transforms one after another."""
+    """Transforms one after another.
+
+    Args:
+        transforms: of this module, learned augmenters, or any modules of (batch, leads, samples); a module that takes no
+            ``generator`` draws from torch's own.
+        generator: default source of noise.
+    """
 
     def __init__(self, transforms: Iterable[nn.Module], generator: torch.Generator | None = None) -> None:
         super().__init__(generator)
@@ -362,7 +369,7 @@ class Compose(Transform):
                 made = transform.work(x, own)
                 x, mine = made, mine or made is not x
             else:
-                x, mine = transform(x, generator=generator), False
+                x, mine = _called(transform, x, generator), False
         return _done(x, steps, mine=mine) if steps else x
 
 
@@ -370,18 +377,18 @@ class TwoViews(nn.Module):
     """Two independent augmentations of the same records: ``x -> (view, view)``.
 
     Args:
-        transform: any :class:`Transform`.
+        transform: any :class:`Transform`, learned augmenter, or module, as in :class:`Compose`.
     """
 
-    def __init__(self, transform: Transform) -> None:
+    def __init__(self, transform: nn.Module) -> None:
         super().__init__()
         self.transform = transform
 
     def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         transform = self.transform
-        first = transform(x, generator=generator)
+        first = _called(transform, x, generator)
         if not isinstance(transform, Transform) or not transform.training:
-            return first, transform(x, generator=generator)
+            return first, _called(transform, x, generator)
         return first, transform.work(x, generator or transform.generator)  # x was checked, once
 
 

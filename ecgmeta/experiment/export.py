@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,13 +25,16 @@ _RECORDS = 4
 _RATES = (50.0, 2000.0)  # what the simulator can do, Hz
 
 
-def import_augmenter(checkpoint: Path, out: Path) -> Augmenter:
+def import_augmenter(checkpoint: Path, out: Path, **learned_on: Any) -> Augmenter:
     """A checkpoint of the authors' released code, saved as an augmenter into the folder ``out``.
+
+    Args:
+        learned_on: ``fs``, ``leads``, ``mean`` and ``std`` of its records, as for :func:`~ecgmeta.augment.load_checkpoint`.
 
     Raises:
         InputError: see :func:`~ecgmeta.augment.load_checkpoint`.
     """
-    augmenter = load_checkpoint(checkpoint)
+    augmenter = load_checkpoint(checkpoint, **learned_on)
     augmenter.save_pretrained(out)
     return augmenter
 

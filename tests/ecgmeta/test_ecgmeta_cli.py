@@ -101,3 +101,9 @@ def test_a_checkpoint_of_the_released_code_becomes_an_augmenter(tmp_path: Path) 
     policy = load_augmenter(tmp_path / "out")
     assert isinstance(policy, LearnedPolicy)
     assert policy.logits.tolist() == [list(range(7))]
+    assert (policy.fs, policy.leads, policy.std) == (250.0, 12, 1.0)
+    options = ["--fs", "500", "--leads", "8", "--std", "0.2", "--out", str(tmp_path / "own")]
+    result = CliRunner().invoke(app, ["augment", "import", str(tmp_path / "taskaug.pt"), *options])
+    assert result.exit_code == 0, result.output
+    policy = load_augmenter(tmp_path / "own")
+    assert (policy.fs, policy.leads, policy.mean, policy.std) == (500.0, 8, 0.0, 0.2)

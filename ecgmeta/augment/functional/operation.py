@@ -7,14 +7,15 @@ lists it in :data:`OPERATIONS`, where modules find what to draw, what is moderat
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, Concatenate, Literal, ParamSpec, cast
+from typing import Any, Concatenate, Literal, ParamSpec, SupportsIndex, cast
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from ecgmeta.runtime.errors import InputError
 
 ELECTRODES = 9
 """Of a 12-lead record: RA, LA, LL, V1..V6."""
+
+TRIED = 512
+"""Samples of the record that settings are tried on."""
 
 Rest = ParamSpec("Rest")
 
@@ -88,6 +92,12 @@ class Operation:
     def __post_init__(self) -> None:
         object.__setattr__(self, "timed", "fs" in inspect.signature(self.function).parameters)
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        # By name where it is listed: what its module has under that name is the function with its checks, another object.
+        if OPERATIONS.get(self.name) is self:
+            return _listed, (self.function.__module__, self.name)
+        return super().__reduce_ex__(protocol)
+
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The noise of one augmentation of x."""
         if self.noise is None:
@@ -103,6 +113,31 @@ class Operation:
         """The function, in the precision of its arguments: autocast would round positions to whole samples."""
         with torch.autocast(x.device.type, enabled=False):
             return self.function(x, magnitude, **settings)
+
+    @torch.no_grad()
+    def check_settings(self, fs: float, leads: int, settings: Mapping[str, Any]) -> None:
+        """Raise :class:`InputError` unless the function takes these settings at this rate, where it is tried on a record."""
+        known = set(inspect.signature(self.function).parameters) - {"x", "magnitude", "noise", "fs"}
+        for name in settings:
+            if name not in known:
+                wanted = ", ".join(sorted(known)) or "none"
+                raise InputError(self.name, f"setting {name}", "no such one", wanted)
+        if self.noise is None:
+            return
+        # The middle of what is drawn, so that no generator moves.
+        x = torch.linspace(-1.0, 1.0, TRIED, device="cpu").expand(1, leads, -1)
+        noise = torch.full(self.noise.shape(x), 0.5, device="cpu")
+        magnitude = torch.full((1, 1, 1), self.typical, device="cpu")
+        found = dict(settings)
+        wanted = "what it can work with" + (f" at {fs:g} Hz" if self.timed else "")
+        try:
+            result = self.apply(x, magnitude, noise, fs, **settings)
+        except InputError:
+            raise
+        except Exception as error:  # whatever its arithmetic makes of a text, or of a number beyond all sense
+            raise InputError(self.name, "settings", f"{found} ({error})", wanted) from error
+        if not concretely(lambda: bool(result.isfinite().all())):
+            raise InputError(self.name, "settings", f"{found} (its result is not finite)", wanted)
 
     def check(self, x: Tensor, magnitude: Tensor | float, noise: Tensor, **settings: Any) -> Tensor:
         """The magnitude as the function takes it.
@@ -155,6 +190,11 @@ OPERATIONS: dict[str, Operation] = {}
 """Every operation by name."""
 
 
+def _listed(module: str, name: str) -> Operation:
+    importlib.import_module(module)  # which lists it, where a new process has not come by it yet
+    return OPERATIONS[name]
+
+
 def operation(
     *,
     noise: Noise | None,
@@ -198,6 +238,8 @@ def check_records(name: str, x: Tensor, leads: int = 0) -> None:
 
 def check_layout(name: str, x: Tensor, leads: int = 0) -> None:
     """:func:`check_records` without a look at the numbers."""
+    if not isinstance(x, Tensor):
+        raise InputError(name, "x", type(x).__name__, "a torch tensor (batch, leads, samples)")
     if x.ndim != 3 or x.shape[1] > x.shape[2]:
         raise InputError(
             name, "shape of x", tuple(x.shape), "(batch, leads, samples) with more samples than leads"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ecgmeta.augment import Augmenter, LearnedPolicy, LearnedWarp, OnRecord, paper_static
+from ecgmeta.augment import Augmenter, LearnedPolicy, LearnedWarp, OnRecord, Random, paper_static
 from ecgmeta.augment.policy import Draw
 from ecgmeta.runtime.seeds import seeded
 
@@ -29,6 +33,34 @@ KINDS = ("monotone", "paper", "policy")
 
 def _x(batch: int = 4) -> Tensor:
     return torch.randn(batch, 3, 256, generator=torch.Generator().manual_seed(0))
+
+
+def _by_torch(module: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES: tuple[Callable[[Any], Any], ...] = (
+    lambda module: pickle.loads(pickle.dumps(module)),
+    _by_torch,
+    copy.deepcopy,
+)
+
+
+@pytest.mark.parametrize("copied", COPIES, ids=("pickle", "torch.save", "deepcopy"))
+@pytest.mark.parametrize("kind", [*KINDS, "taskaug", "random"])
+def test_a_copy_through_bytes_augments_alike(kind: str, copied: Callable[[Any], Any]) -> None:
+    module: Any
+    if kind == "random":
+        module = Random("powerline", (0.0, 0.1), fs=100.0, frequency=40.0)
+    else:
+        module = LearnedPolicy.taskaug(leads=3) if kind == "taskaug" else _augmenter(kind)
+    same, x = copied(module), _x()
+    expected = module(x, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(same(x, generator=torch.Generator().manual_seed(1)), expected)
+    assert not torch.equal(expected, x)
 
 
 class _Records(Dataset[Tensor]):
@@ -75,6 +107,15 @@ def test_workers_draw_differently_and_a_seeded_loader_the_same_again() -> None:
     assert torch.unique(first.flatten(1), dim=0).shape[0] == 8
     assert torch.equal(epoch(1), first)
     assert not torch.equal(epoch(2), first)
+
+
+@pytest.mark.slow
+def test_workers_that_are_spawned_augment_too() -> None:
+    loader = DataLoader(
+        _Records(OnRecord(_augmenter("policy"))), num_workers=1, multiprocessing_context="spawn"
+    )
+    out = torch.cat(list(loader))
+    assert torch.unique(out.flatten(1), dim=0).shape[0] == 8
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])

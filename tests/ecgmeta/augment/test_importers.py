@@ -38,6 +38,10 @@ def _teacher() -> dict[str, Tensor]:
     return state
 
 
+def _teacher_of(leads: int) -> dict[str, Tensor]:
+    return {**_teacher(), "net.0.weight": _normal(32, leads, 15)}
+
+
 def _taskaug(learned: bool = True) -> dict[str, Tensor]:
     """``aug_sd`` as Policy saves it. The crop has no magnitude to learn, the no-op nothing at all."""
     state = {}
@@ -249,3 +253,59 @@ def test_another_policy_is_refused(change: dict[str, Tensor], said: str) -> None
 def test_no_policy_at_all_is_refused() -> None:
     with pytest.raises(InputError, match=r"sub_policies.0.stages.0._weights: found nothing"):
         import_taskaug({})
+
+
+def test_the_warp_keeps_what_it_was_learned_on(tmp_path: Path) -> None:
+    state, x = _teacher_of(3), _normal(4, 3, 600, scale=1.0)
+    torch.save({"teacher_sd": state}, tmp_path / "warp.pt")
+    warp = load_checkpoint(tmp_path / "warp.pt", fs=250.0, leads=3, mean=0.1, std=0.25)
+    assert isinstance(warp, LearnedWarp)
+    assert (warp.fs, warp.input_fs, warp.leads, warp.mean, warp.std) == (250.0, 250.0, 3, 0.1, 0.25)
+    torch.testing.assert_close(warp.magnitude(0.25 * x + 0.1), _opinion(state, x) * 2.5**2)
+    warp.save_pretrained(tmp_path / "warp")
+    again = LearnedWarp.from_pretrained(tmp_path / "warp", fs=100.0)
+    assert (again.fs, again.input_fs, again.mean, again.std) == (250.0, 100.0, 0.1, 0.25)
+
+
+def test_taskaugs_policy_keeps_what_it_was_learned_on(tmp_path: Path) -> None:
+    torch.save({"aug_sd": _taskaug()}, tmp_path / "taskaug.pt")
+    policy = load_checkpoint(tmp_path / "taskaug.pt", fs=500.0, leads=2, std=0.25)
+    assert isinstance(policy, LearnedPolicy)
+    assert (policy.fs, policy.leads, policy.std) == (500.0, 2, 0.25)
+    plain, kinds = import_taskaug(_taskaug(), leads=2), torch.tensor([0, 1])
+    own, other = (p.magnitude(torch.zeros(2, 2, 500), kinds) for p in (policy, plain))
+    # A wander in mV; the other magnitudes are shares, counts of samples (at 250 Hz twice the time) and factors.
+    expected = torch.tensor([1.0, 0.25, 1.0, 1.0, 0.5, 1.0, 1.0]).view(1, 1, 7, 1)
+    torch.testing.assert_close(own, expected * other)
+    # On records in mV it does what it did to (record)/std.
+    x, normal = _normal(5, 2, 600, scale=0.5), import_taskaug(_taskaug(), leads=2, fs=500.0)
+    draw = policy.draw(x, torch.Generator().manual_seed(4))
+    torch.testing.assert_close(policy(x, draw), 0.25 * normal(4 * x, draw))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"leads": 3}, r"teacher_sd: net.0.weight: found shape \(32, 12, 15\), expected shape \(32, 3, 15\)"),
+        ({"fs": 0.0}, "LearnedWarp: fs: found 0.0"),
+        ({"mean": math.nan}, "LearnedWarp: mean: found nan"),
+        ({"std": -1.0}, "LearnedWarp: std: found -1.0"),
+    ],
+)
+def test_records_that_the_warp_was_not_learned_on_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        import_paper_warp(_teacher(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"mean": 0.1}, "aug_sd: mean: found 0.1, expected 0"),
+        ({"leads": 0}, "LearnedPolicy: leads: found 0"),
+        ({"fs": math.inf}, "LearnedPolicy: fs: found inf"),
+        ({"std": 0.0}, "LearnedPolicy: std: found 0.0"),
+    ],
+)
+def test_records_that_taskaug_was_not_learned_on_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        import_taskaug(_taskaug(), **settings)

@@ -7,11 +7,12 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ecgmeta.augment import LearnedWarp, functional
+from ecgmeta.augment import LearnedPolicy, LearnedWarp, Random, WhiteNoise, functional, load_augmenter
 from ecgmeta.bilevel import CentralDifference, DoubleBackward, ForwardOverReverse
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.seeds import seeded
@@ -238,7 +239,7 @@ def test_missing_and_further_tensors_are_refused(saved: Path) -> None:
     [
         ({"magnitud": 1.0}, "magnitud: found an unknown argument"),
         ({"leads": "twelve"}, "saved model"),
-        ({"leads": -1}, "saved model"),
+        ({"leads": -1}, "leads: found -1"),
     ],
 )
 def test_a_configuration_with_wrong_arguments_is_refused(
@@ -376,6 +377,11 @@ def test_resampling_averages_or_draws_lines() -> None:
     [
         ({"variant": "folding"}, "variant"),
         ({"smoothness": 0.0}, "smoothness"),
+        ({"smoothness": math.inf}, "smoothness"),
+        ({"magnitude": math.nan}, "magnitude"),
+        ({"magnitude": math.inf}, "magnitude"),
+        ({"mean": math.inf}, "mean"),
+        ({"leads": 0}, "leads"),
         ({"std": 0.0}, "std"),
         ({"fs": -1.0}, "fs"),
         ({"input_fs": 0.0}, "input_fs"),
@@ -384,7 +390,42 @@ def test_resampling_averages_or_draws_lines() -> None:
 )
 def test_arguments_that_make_no_warp_are_refused(settings: dict[str, Any], field: str) -> None:
     with pytest.raises(InputError, match=f"LearnedWarp: {field}: found"):
-        LearnedWarp(3, **settings)
+        LearnedWarp(**{"leads": 3, **settings})
+
+
+@pytest.mark.parametrize("shape", [(3, 256), (4, 255), (4, 1, 256), (256,)])
+def test_noise_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    variants: tuple[Literal["paper", "monotone"], ...] = ("paper", "monotone")
+    for variant in variants:
+        with pytest.raises(InputError, match=r"LearnedWarp: shape of noise: found .* expected \(4, 256\)"):
+            _warp(variant=variant)(_x(), torch.zeros(shape))
+
+
+def test_records_that_are_no_tensor_are_refused() -> None:
+    x: Any = np.zeros((4, 3, 256), dtype=np.float32)
+    for module in (_warp(), WhiteNoise(), Random("gain", 0.1)):
+        with pytest.raises(InputError, match="x: found ndarray, expected a torch tensor"):
+            module(x)
+
+
+def test_a_hub_id_gives_the_augmenter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _warp(fs=250.0, magnitude=1.5).save_pretrained(tmp_path / "warp")
+    LearnedPolicy(3, ops=("gain", "time_warp")).save_pretrained(tmp_path / "policy")
+    asked: list[tuple[str, str]] = []
+
+    def download(repo_id: str, filename: str, **rest: object) -> str:
+        asked.append((repo_id, filename))
+        return str(tmp_path / repo_id.split("/")[1] / filename)
+
+    for module in ("ecgmeta.runtime.pretrained", "huggingface_hub.hub_mixin"):
+        monkeypatch.setattr(f"{module}.hf_hub_download", download)
+    warp = load_augmenter("some-lab/warp", fs=500.0)
+    assert isinstance(warp, LearnedWarp)
+    assert (warp.fs, warp.input_fs, warp.global_magnitude.item(), warp.training) == (250.0, 500.0, 1.5, True)
+    assert set(asked) == {("some-lab/warp", name) for name in ("config.json", "model.safetensors")}
+    policy = load_augmenter("some-lab/policy")
+    assert isinstance(policy, LearnedPolicy)
+    assert policy.ops == ("gain", "time_warp")
 
 
 def test_a_record_of_less_than_a_second_is_refused_by_the_default() -> None:

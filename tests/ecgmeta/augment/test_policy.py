@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ecgmeta.augment import LearnedPolicy, LearnedWarp, load_augmenter, score_surrogate
+from ecgmeta.augment import LearnedPolicy, LearnedWarp, Random, load_augmenter, score_surrogate
 from ecgmeta.augment.functional import OPERATIONS, Noise, Operation
+from ecgmeta.augment.transforms import MIXING
 from ecgmeta.bilevel import DoubleBackward, ForwardOverReverse
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.seeds import seeded
@@ -100,6 +102,7 @@ def test_the_log_probability_is_that_of_the_draw(toys: list[int]) -> None:
 def test_only_what_was_chosen_is_computed_and_the_rest_is_left_alone(toys: list[int]) -> None:
     policy, x = _policy(stages=2, ops=(*TOYS, "identity"), gate=True), _x(64)
     draw = policy.draw(x, _generator())
+    toys.clear()
     out = policy(x, draw)
     assert sum(toys) == int((draw.applied & (draw.choice != 3)).sum())
     untouched = ~(draw.applied & (draw.choice != 3)).any(1)
@@ -394,12 +397,75 @@ def test_what_counts_samples_refuses_another_rate_with_the_reason() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        ({"gain": {"foo": 1}}, "gain: setting foo: found no such one, expected none"),
+        ({"powerline": {"fs": 50.0}}, "powerline: setting fs: found no such one, expected frequency"),
+        ({"powerline": {"frequency": 60.0}}, "powerline: frequency: found 60 Hz, expected .* 50 Hz"),
+        ({"powerline": {"frequency": "40"}}, "powerline: settings: found {'frequency': '40'}"),
+        ({"band_stop": {"high": 51.0}}, "band_stop: low, high: found 0.5, 51, expected"),
+        ({"paper_warp": {"steps": "many"}}, "paper_warp: settings: found {'steps': 'many'}"),
+    ],
+)
+def test_settings_that_an_operation_cannot_take_are_refused_when_they_are_given(
+    settings: dict[str, Any], said: str
+) -> None:
+    (name, own), fitting = *settings.items(), {"powerline": {"frequency": 40.0}}
+    assert _policy(ops=(name,), settings={name: fitting.get(name, {})}).ops == (name,)
+    with pytest.raises(InputError, match=f"^{said}"):
+        _policy(ops=(name,), settings=settings)
+    if "fs" not in own:
+        with pytest.raises(InputError, match=f"^{said}"):
+            Random(name, 0.1, fs=100.0, **own)
+
+
+def test_a_setting_that_breaks_the_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def toy_over(x: Tensor, magnitude: Tensor, *, noise: Tensor, by: float = 1.0) -> Tensor:
+        return x * (1 + magnitude / torch.tensor(by))
+
+    spec = Operation("toy_over", toy_over, Noise("uniform", (1, 1)), "1", 1.0, math.inf, True, False, 0)
+    monkeypatch.setitem(OPERATIONS, "toy_over", spec)
+    assert _policy(ops=("toy_over",)).ops == ("toy_over",)
+    with pytest.raises(InputError, match=r"toy_over: settings: found {'by': 0.0} \(its result is not finite"):
+        _policy(ops=("toy_over",), settings={"toy_over": {"by": 0.0}})
+
+
+@pytest.mark.parametrize("name", ["powerline", "band_stop"])
+def test_a_rate_at_which_an_operation_has_no_meaning_is_refused_at_once(name: str) -> None:
+    policy = _policy(ops=("gain", name), fs=250.0)
+    assert policy.at(125.0).input_fs == 125.0
+    with pytest.raises(InputError, match=f"^{name}: .* 30 Hz"):
+        policy.at(60.0)
+    with pytest.raises(InputError, match=f"^{name}: .* 30 Hz"):
+        _policy(ops=("gain", name), fs=250.0, input_fs=60.0)
+
+
+@pytest.mark.parametrize("fs", [50.1, 100.0, 257.0, 5000.0])
+def test_every_operation_is_taken_with_its_own_settings_and_no_generator_moves(fs: float) -> None:
+    names = [name for name, spec in OPERATIONS.items() if spec.noise and name not in MIXING]
+    settings = {"powerline": {"frequency": 25.0}, "band_stop": {"high": 25.0}}
+    with seeded(0, "policy"):
+        expected = torch.rand(1)
+    with seeded(0, "policy"):
+        assert len(LearnedPolicy(fs=fs, ops=names, settings=settings).ops) > 15
+        assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_records_that_would_be_mixed_without_their_labels_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"LearnedPolicy: ops: found {name} .*labels.* on one record"):
+        _policy(ops=("gain", name))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
         ({"ops": ("time_wrap",)}, "ops: found time_wrap"),
         ({"ops": ()}, "ops, stages"),
         ({"stages": 0}, "ops, stages"),
         ({"selector": "best"}, "selector: found 'best'"),
         ({"magnitude": "huge"}, "magnitude: found 'huge'"),
         ({"start": 0.0}, "start: found 0.0"),
+        ({"start": math.inf}, "start: found inf"),
+        ({"selector": "chain", "ops": REAL, "stages": 3}, "stages: found 3, expected 4, one for each"),
         ({"probability": 1.0}, "probability: found 1.0"),
         ({"settings": {"powerline": {}}}, "settings: found powerline"),
         ({"fs": 0.0}, "fs: found 0.0"),
@@ -425,6 +491,45 @@ def test_records_it_cannot_take_are_refused() -> None:
         policy(x)
 
 
+@pytest.mark.parametrize("magnitude", ["class", "global"])
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (torch.tensor([0, 1, 2, 0, 1, 0]), r"labels: found \[0, 1, 2\], expected 0 or 1"),
+        (torch.tensor([0.0, 0.5, 1.0, 0.0, 0.0, 0.0]), "labels: found"),
+        (torch.zeros(5), r"shape of labels: found \(5,\), expected \(6,\)"),
+        (torch.zeros(6, 2), r"shape of labels: found \(6, 2\), expected \(6,\)"),
+    ],
+)
+def test_labels_that_are_none_are_refused(magnitude: str, labels: Tensor, said: str) -> None:
+    with pytest.raises(InputError, match=f"LearnedPolicy: {said}"):
+        _policy(magnitude=magnitude).draw(_x(), labels=labels)
+
+
+def test_the_noise_of_something_else_is_refused() -> None:
+    policy, x = _policy(ops=REAL), _x()
+    with pytest.raises(InputError, match="LearnedPolicy: noise: found Tensor, expected what draw gives"):
+        policy(x, torch.randn(6, 200))
+    for other in (_x(5), _x(7)):
+        with pytest.raises(InputError, match=r"LearnedPolicy: records, .* expected \(6, 2, 4\)"):
+            policy(x, policy.draw(other))
+    for settings in ({"stages": 3}, {"ops": REAL[:3]}):
+        with pytest.raises(InputError, match=r"operations of noise: found .* expected \(6, 2, 4\)"):
+            policy(x, _policy(**{"ops": REAL, **settings}).draw(x))
+    longer = _policy(ops=("white_noise",), gate=False)
+    with pytest.raises(InputError, match=r"white_noise: shape of noise: found \(6, 3, 100\), expected"):
+        longer(x, longer.draw(_x(samples=100)))
+
+
+def test_a_chain_that_an_earlier_version_saved_is_loaded(tmp_path: Path) -> None:
+    """Their configuration says 2 stages, which did not count."""
+    policy = _policy(ops=REAL, selector="chain")
+    policy.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "stages": 2}))
+    assert LearnedPolicy.from_pretrained(tmp_path).stages == policy.stages == 4
+
+
 def test_what_it_learned_is_told_with_units_and_shares() -> None:
     policy = _policy(ops=REAL, magnitude="lead")
     found = policy.learned(_x())
@@ -433,3 +538,25 @@ def test_what_it_learned_is_told_with_units_and_shares() -> None:
     units = {item.name: item.unit for item in found if item.name.endswith("magnitude")}
     assert units == {"time_warp, magnitude": "s", "white_noise, magnitude": "1", "time_shift, magnitude": "s"}
     assert "LearnedPolicy(leads=3" in repr(policy)
+
+
+def test_magnitudes_are_told_as_they_are_applied(toys: list[int]) -> None:
+    """Each lead's own; one for all leads, their mean, of an operation that takes one; one a record from a network."""
+    policy = LearnedPolicy(magnitude="lead", ops=("gain",), selector="chain", gate=False)
+    with torch.no_grad():
+        policy.g[0, 0, 0] = 2.0
+    (told,) = (item.values for item in policy.learned(torch.zeros(3, 12, 300)) if item.unit != "share")
+    torch.testing.assert_close(told, OPERATIONS["gain"].typical * torch.tensor([4.0] + 11 * [0.5]))
+    turned = LearnedPolicy(magnitude="lead", ops=("electrode_rotation",), selector="chain", gate=False)
+    with torch.no_grad():
+        turned.g[0, 0, 0] = 3.0
+    x = torch.randn(5, 12, 300, generator=_generator(2))
+    draw = turned.draw(x, _generator(1))
+    (told,) = (item.values for item in turned.learned(x) if item.unit == "degrees")
+    ((_, noise),) = draw.noise[0]
+    applied = OPERATIONS["electrode_rotation"].function(x, told.view(1, 1, 1), noise=noise)
+    torch.testing.assert_close(turned(x, draw), applied)
+    for magnitude, count in (("global", 1), ("class", 2), ("network", 4)):
+        policy = _policy(ops=("toy_add",), stages=1, magnitude=magnitude)
+        (told,) = (item.values for item in policy.learned(_x(4)) if item.unit != "share")
+        assert told.shape == (count,)

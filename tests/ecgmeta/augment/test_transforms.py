@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ecgmeta.augment import (
     Compose,
+    LearnedWarp,
     Random,
     RealNoise,
     Transform,
@@ -207,6 +208,34 @@ def test_two_views_differ_and_repeat_with_their_generator() -> None:
     quiet = views.eval()(_x())
     assert torch.equal(quiet[0], _x())
     assert torch.equal(quiet[1], _x())
+
+
+@pytest.mark.parametrize(
+    "module", [nn.Identity(), nn.Sequential(nn.Identity()), torch.compile(nn.Identity())]
+)
+def test_a_module_that_takes_no_generator_is_a_transform_too(module: nn.Module) -> None:
+    x, noise = _x(), WhiteNoise()
+    out = Compose([noise, module, ZeroCrop()])(x, generator=_generator())
+    assert torch.equal(out, Compose([noise, ZeroCrop()])(x, generator=_generator()))
+    first, second = TwoViews(module)(x, generator=_generator())
+    assert torch.equal(first, x)
+    assert torch.equal(second, x)
+
+
+def test_a_learned_augmenter_and_what_wraps_it_draw_from_the_generator() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.warp = warp
+
+        def forward(self, x: Tensor, **settings: Any) -> Tensor:
+            return warp(x, **settings)
+
+    warp, x = LearnedWarp(), _x()
+    for module in (warp, Wrapped()):
+        expected = warp(x, generator=_generator())
+        assert torch.equal(Compose([module])(x, generator=_generator()), expected)
+        assert torch.equal(TwoViews(module)(x, generator=_generator())[0], expected)
 
 
 def test_random_draws_a_uniform_magnitude_for_each_record_and_leaves_the_others_exactly() -> None:
