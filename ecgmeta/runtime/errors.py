@@ -21,6 +21,10 @@ class InputError(ValueError):
         message = f"{where}: {field}: found {found}, expected {expected}"
         super().__init__(" ".join(message.split()))
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str, str]]:
+        """By its four parts, as text: what is raised in another process arrives as it is."""
+        return type(self), (str(self.where), self.field, str(self.found), str(self.expected))
+
 
 class Diverged(FloatingPointError):
     """Training broke in its numbers. The message is a sentence that names the step, what stands, and what to try; the command

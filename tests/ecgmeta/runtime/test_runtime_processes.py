@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.processes import share
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks")
@@ -121,3 +124,10 @@ def test_too_little_or_too_much_is_not_shared(pieces: int, processes: int) -> No
 def test_a_process_with_threads_is_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "active_count", lambda: 2)
     assert shared(lambda number: number) is None
+
+
+def test_bad_input_found_in_another_process_arrives_as_it_is() -> None:
+    error = InputError(Path("records/a.hea"), "gain", float("nan"), "mV")
+    found = pickle.loads(pickle.dumps(error))
+    assert isinstance(found, InputError)
+    assert (str(found), found.field) == (str(error), "gain")
