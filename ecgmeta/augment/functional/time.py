@@ -220,7 +220,8 @@ def monotone_displacement(magnitude: Tensor, noise: Tensor, *, fs: float, smooth
 
     with cₖ ∝ exp(−(πk·smoothness/T)²/4), so that for a small magnitude ``d = magnitude · Σ aₖ cₖ sin(πkt/T)``: away from the
     ends a Gaussian process of SD ``magnitude`` and correlation ``exp(−Δt²/(2·smoothness²))``. Large magnitudes saturate: about
-    half of the record is hurried over at twice its speed, the rest all but stands still. ε is :data:`SLOWEST`.
+    half of the record is hurried over at twice its speed, the rest all but stands still. ε is :data:`SLOWEST`. The bounded
+    speed and its spectrum are of this package; Ramsay (1998) has monotone functions as integrals of positive speeds, exp u.
 
     Args:
         magnitude: (batch, 1) or scalar, in s, ≥ 0.
@@ -256,6 +257,8 @@ def _cosines(steps: int, duration: float, smoothness: float) -> Tensor:
 def time_warp(x: Tensor, magnitude: Tensor, *, noise: Tensor, fs: float, smoothness: float = 0.25) -> Tensor:
     """Smooth random warp of time that never folds: ``x(t + d(t))`` with d from :func:`monotone_displacement`.
 
+    Of this package, where the paper has :func:`paper_warp`; a positive speed is integrated, as by Ramsay (1998).
+
     Args:
         x: (batch, leads, samples), mV.
         magnitude: SD of d in s, to first order.
@@ -278,6 +281,8 @@ def paper_warp(
     window: int = 25,
 ) -> Tensor:
     """The paper's random warp of time, which folds: ``x(t + d(t))`` with d from :func:`random_displacement`, in samples.
+
+    (Raghu et al., 2021, supplement.)
 
     Args:
         x: (batch, leads, samples), mV.
