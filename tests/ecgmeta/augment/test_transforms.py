@@ -330,8 +330,8 @@ def test_real_noise_of_another_rate_is_resampled_so_that_a_sine_keeps_its_freque
 
 def test_real_noise_at_the_rate_of_the_records_is_left_as_it_is() -> None:
     recordings = torch.randn(2, 1, 300, generator=_generator(), dtype=torch.float64)
-    for rates in ({}, {"fs": 100.0, "recordings_fs": 100.0}):
-        assert RealNoise(recordings, 5.0, **rates).recordings is recordings
+    for rate in (None, 100.0):
+        assert RealNoise(recordings, 5.0, fs=rate, recordings_fs=rate).recordings is recordings
     assert torch.equal(RealNoise(recordings.numpy(), 5.0).recordings, recordings)
 
 
