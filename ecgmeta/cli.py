@@ -239,7 +239,7 @@ def augment_card(
         Path, typer.Option("--out", "-o", help="The page; the numbers go beside it as JSON.")
     ] = Path("card.html"),
     before: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="The augmenter before it learned; by default augmenter_before beside it."),
     ] = None,
     records: Annotated[int, typer.Option(help="Recordings that are measured, evenly spaced.")] = 100,

@@ -39,6 +39,7 @@ STRONGER = {
     "paper_warp": 3.0,
     "powerline": 0.06,
     "real_noise": 0.7,
+    "time_mask": 1.5,
     "white_noise": 0.2,
 }
 # Whose noise happens to reach the leads shown.

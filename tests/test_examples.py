@@ -93,6 +93,17 @@ SLOW = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("threads")
+def test_the_gallery_of_real_recordings_shows_every_operation_too(
+    real_data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gallery", "--data", str(real_data)])
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / "06_augmentation_gallery.py"), run_name="__main__")
+    every_operation_is_drawn_and_seen(capsys.readouterr().out.splitlines())
+
+
 @pytest.fixture
 def threads() -> Iterator[None]:
     """An example may choose its number of threads; the other tests keep theirs."""

@@ -381,7 +381,8 @@ def load_augmenter(source: str | Path, *, fs: float | None = None) -> Augmenter:
     from ecgmeta.augment.policy import LearnedPolicy
 
     classes: dict[str, type[Augmenter]] = {cls.__name__: cls for cls in (LearnedWarp, LearnedPolicy)}
-    name = read_config(source).get("class", "LearnedWarp")  # what earlier versions saved without a name
+    config = read_config(source, "augmenter")
+    name = config.get("class", "LearnedWarp")  # what earlier versions saved without a name
     if name not in classes:
         raise InputError(source, "class", repr(name), f"one of {sorted(classes)}")
     return classes[name].from_pretrained(source, fs=fs)

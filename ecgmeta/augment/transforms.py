@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ecgmeta.augment import functional
 from ecgmeta.augment.functional.noise import deviation
 from ecgmeta.augment.functional.operation import at_hand, fresh, in_cache, records_in_cache
 from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.resampling import resample
 
 MIXING = ("mixup", "cutmix")
 """Operations that put parts of other records into a record."""
@@ -267,15 +269,24 @@ class RealNoise(Transform):
     """Recorded noise mixed in at a random signal-to-noise ratio: a random stretch of a random recording for each record.
 
     Args:
-        recordings: (recordings, 1 or leads, samples) at the rate of the records and at least as long, any unit; for instance
-            the channels of the MIT-BIH noise stress test, resampled.
+        recordings: tensor or array (recordings, 1 or leads, samples), at least as long as the records, any unit; for instance
+            the channels of the MIT-BIH noise stress test.
         snr_db: signal-to-noise ratio in dB: one number, or ``(low, high)``, between which it is uniform.
         probability: that a record is augmented; the others come back exactly as they were.
+        fs: sampling rate of the records in Hz.
+        recordings_fs: sampling rate of the recordings in Hz; they are resampled, once, where it is not ``fs``. With both None
+            they are taken to be at the rate of the records.
         generator: default source of noise.
 
     Raises:
-        InputError: recordings that are not finite, or too short or of other leads for the records; ratios or a probability
-            that make no sense.
+        InputError: recordings that are not finite, or too short or of other leads for the records; ratios, a probability or
+            rates that make no sense, or one rate without the other.
+
+    Example:
+        >>> em = np.random.randn(2, 1, 3600)  # 10 s of two channels at 360 Hz
+        >>> noise = RealNoise(em, (0.0, 12.0), fs=100, recordings_fs=360)
+        >>> noise.recordings.shape
+        torch.Size([2, 1, 1000])
     """
 
     alone = True
@@ -283,15 +294,17 @@ class RealNoise(Transform):
 
     def __init__(
         self,
-        recordings: Tensor,
+        recordings: Tensor | NDArray[np.floating[Any]],
         snr_db: float | Sequence[float],
         *,
         probability: float = 1.0,
+        fs: float | None = None,
+        recordings_fs: float | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(generator)
-        functional.check_records("real_noise recordings", recordings)
-        self.register_buffer("recordings", recordings, persistent=False)
+        kept = _at_rate(_tensor(recordings), recordings_fs, fs)
+        self.register_buffer("recordings", kept, persistent=False)
         self.low, self.high = _span(snr_db)
         self.probability = probability
         if not -math.inf < self.low <= self.high < math.inf:
@@ -322,6 +335,31 @@ class RealNoise(Transform):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.recordings.shape)}, {self.low:g} to {self.high:g} dB, probability={self.probability:g}"
+
+
+def _tensor(recordings: Tensor | NDArray[np.floating[Any]]) -> Tensor:
+    """Recordings of noise, checked; what is no tensor is copied to one."""
+    if not isinstance(recordings, Tensor):
+        try:
+            recordings = torch.from_numpy(np.array(recordings))
+        except (TypeError, ValueError) as error:  # of objects, of rows of several lengths
+            raise InputError("real_noise", "recordings", error, "an array of numbers") from error
+    functional.check_records("real_noise recordings", recordings)
+    return recordings
+
+
+def _at_rate(recordings: Tensor, recordings_fs: float | None, fs: float | None) -> Tensor:
+    """Recordings of noise resampled from ``recordings_fs`` to ``fs``."""
+    if fs is None and recordings_fs is None:
+        return recordings
+    if fs is None or recordings_fs is None or not (0 < fs < math.inf and 0 < recordings_fs < math.inf):
+        found = f"{fs}, {recordings_fs}"
+        raise InputError("real_noise", "fs, recordings_fs", found, "two sampling rates in Hz, or neither")
+    if fs == recordings_fs:
+        return recordings
+    channels = recordings.detach().flatten(0, 1).float().cpu().numpy()
+    made = torch.from_numpy(resample(channels, recordings_fs, fs))
+    return made.unflatten(0, recordings.shape[:2]).to(recordings)
 
 
 def _span(values: float | Sequence[float]) -> tuple[float, float]:

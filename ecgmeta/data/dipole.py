@@ -3,7 +3,7 @@
 The heart is one current dipole ``p(t) = Σ_beats Σ_waves a_w · exp(−½ ((t − R_k − c_w) / s_w)²)`` with a vector
 ``a_w`` in mV for every wave, in Frank's axes: x to the left, y to the feet, z to the back. The sum-of-Gaussians
 form follows McSharry et al. (IEEE TBME 2003) and, in three dimensions, Sameni et al. (EURASIP JASP 2007); the wave
-table below is our own. Leads are the published regression of Dower et al. (J. Electrocardiol. 1980).
+table below is our own. Leads are the published regression of Dower et al. (Clin. Cardiol. 1980).
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from fractions import Fraction
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -22,15 +21,11 @@ from numpy.typing import NDArray
 from ecgmeta.data.leads import LIMB_COEFFICIENTS, STANDARD_LEADS, canonical, match_leads
 from ecgmeta.data.records import Record, millivolts
 from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.resampling import resample
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LARGEST_RATIO = 1000  # of two rates
-# A small denominator keeps the filter short. Nearly equal rates (499.97 and 500 Hz) need the larger one: at 1/1 the end of
-# 10 s would be off by 0.6 ms.
-_DENOMINATORS = (1000, 100_000)
-_RATE_ERROR = 1e-6
 # Of the Butterworth filters, which run forwards and backwards: twice the slope, and no shift of any wave.
 _ORDER = 3
 _NOTCH_Q = 30.0  # 50 Hz ± 0.8 Hz
@@ -352,30 +347,3 @@ def _sections(highpass: float, lowpass: float, notch: float, fs: float) -> NDArr
     if 0 < lowpass < fs / 2:
         parts.append(butter(_ORDER, lowpass, "lowpass", fs=fs, output="sos"))
     return np.concatenate(parts)
-
-
-def resample(signal: NDArray[np.float32], fs_in: float, fs_out: float) -> NDArray[np.float32]:
-    """Polyphase resampling to ``ceil(samples * fs_out / fs_in)`` samples with an anti-aliasing filter.
-
-    The line through the first and the last sample is taken off before filtering and put back after it, so that an offset
-    makes no transient at the ends.
-
-    Args:
-        signal: (leads, samples), finite.
-        fs_in: its rate, Hz.
-        fs_out: the rate wanted, Hz.
-    """
-    if fs_in == fs_out:
-        return signal
-    from scipy.signal import resample_poly
-
-    if not 1 / _LARGEST_RATIO <= fs_out / fs_in <= _LARGEST_RATIO:
-        raise InputError(
-            "resample", "rates", f"{fs_in:g} Hz to {fs_out:g} Hz", "a ratio between 1/1000 and 1000"
-        )
-    ratios = (Fraction(fs_out / fs_in).limit_denominator(largest) for largest in _DENOMINATORS)
-    ratio = next(r for r in ratios if abs(float(r) * fs_in / fs_out - 1) <= _RATE_ERROR)
-    if signal.shape[1] < 2:
-        return np.repeat(signal, max(1, round(float(ratio))), axis=1)
-    out = resample_poly(signal, ratio.numerator, ratio.denominator, axis=1, padtype="line")
-    return np.asarray(out, dtype=np.float32)

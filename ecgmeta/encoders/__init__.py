@@ -96,9 +96,8 @@ def load_encoder(source: str | Path, **options: Any) -> Encoder:
     Raises:
         InputError: there is none, or none that these classes know.
     """
-    name = read_config(source, **options).get(
-        "class", "ResNet1d"
-    )  # what earlier versions saved without a name
+    config = read_config(source, "encoder", **options)
+    name = config.get("class", "ResNet1d")  # what earlier versions saved without a name
     if name not in _CLASSES:
         raise InputError(source, "class", repr(name), f"one of {sorted(_CLASSES)}")
     return _CLASSES[name].from_pretrained(source, **options)

@@ -12,7 +12,13 @@ from ecgmeta.runtime.progress import progress_bar, say
 
 
 def write(
-    augmenter: str, data: str, out: Path, *, before: Path | None = None, records: int = 100, seed: int = 0
+    augmenter: str,
+    data: str,
+    out: Path,
+    *,
+    before: str | Path | None = None,
+    records: int = 100,
+    seed: int = 0,
 ) -> tuple[str, tuple[Path, Path]]:
     """Write the card of an augmenter: its verdict, and the page and the numbers that were written.
 
@@ -36,7 +42,7 @@ def write(
     beside = folder.with_name("augmenter_before")
     if before is None and folder.name == "augmenter" and beside.is_dir():
         before = beside
-    learned = load_augmenter(folder)
+    learned = load_augmenter(folder if folder.is_dir() else augmenter)
     unlearned = None if before is None else load_augmenter(before)
     with progress_bar() as progress:
         found = recordings(data, learned.input_fs, progress, simulated=records)

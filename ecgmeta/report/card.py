@@ -110,7 +110,7 @@ def make_card(
         progress: told what is being done.
 
     Raises:
-        InputError: leads or a rate that the augmenter cannot take, no recordings.
+        InputError: leads or a rate that the augmenter cannot take, no recordings, or ``before`` is another augmenter.
     """
     if records < 1:
         raise InputError("card", "records", records, "at least 1")
@@ -121,6 +121,8 @@ def make_card(
     frozen = _frozen(augmenter, data)
     x = torch.from_numpy(chosen.signals)
     frozen.check(x)
+    learned = frozen.learned(x)
+    earlier = None if before is None else _learned_before(before, augmenter, data, x, learned)
     views = _augment(frozen, x, seed)
     return Card(
         augmenter=repr(augmenter),
@@ -129,8 +131,8 @@ def make_card(
         fs=data.fs,
         leads=data.leads,
         seed=seed,
-        learned=frozen.learned(x),
-        before=None if before is None else _frozen(before, data).learned(x),
+        learned=learned,
+        before=earlier,
         cases=_cases(chosen, views, progress),
         notes=[*data.notes, *([f"{len(data.skipped)} recordings were left out."] if data.skipped else [])],
     )
@@ -140,6 +142,23 @@ def _frozen(augmenter: Augmenter, data: ECGDataset) -> Augmenter:
     own = augmenter.at(data.fs, data.leads)
     own.frozen_statistics = True
     return own.train()
+
+
+def _learned_before(
+    before: Augmenter, augmenter: Augmenter, data: ECGDataset, x: torch.Tensor, learned: list[Learned]
+) -> list[Learned]:
+    """What ``before`` had learned, which must be what ``augmenter`` learns."""
+    wanted = f"the {type(augmenter).__name__} of {augmenter.leads} leads before it learned"
+    if type(before) is not type(augmenter) or before.leads != augmenter.leads:
+        raise InputError("card", "before", f"a {type(before).__name__} of {before.leads} leads", wanted)
+    frozen = _frozen(before, data)
+    frozen.check(x)
+    earlier = frozen.learned(x)
+    there = {(one.group, one.name) for one in earlier}
+    for one in learned:
+        if (one.group, one.name) not in there:
+            raise InputError("card", "before", f"one that does not learn {one.group}: {one.name}", wanted)
+    return earlier
 
 
 @torch.no_grad()

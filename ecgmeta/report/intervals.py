@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgmeta.data.leads import STANDARD_LEADS, lead_terms, match_leads
-from ecgmeta.data.preprocess import resample
 from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.resampling import resample
 
 Signal = NDArray[np.float64]
 Measures = dict[str, float]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,18 +53,8 @@ class Pretrained(PyTorchModelHubMixin):
                     raise InputError(path, name, "no such file", f"a saved {cls.__name__}")
             _check_config(path / CONFIG, cls)
             return super().from_pretrained(path, **kwargs)
-        expected = f"a saved {cls.__name__} or a hub id owner/name"
-        if path.is_absolute() or len(path.parts) != 2:
-            raise InputError(path, "folder", "no such folder", expected)
-        try:
-            return super().from_pretrained(str(path), **kwargs)
-        except InputError:
-            raise
-        except (OSError, ValueError) as error:  # missing there too, no network, or no hub id at all
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(
-                path, "folder", f"no such folder, nor on the hub ({reason})", expected
-            ) from error
+        with _on_hub(pretrained_model_name_or_path, cls.__name__) as hub_id:
+            return super().from_pretrained(hub_id, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """Save into a folder. Files are written aside and renamed, the weights last: where they stand, all is whole.
@@ -120,27 +112,43 @@ class Pretrained(PyTorchModelHubMixin):
         )
 
 
-def read_config(source: str | Path, **options: Any) -> dict[str, Any]:
-    """The ``config.json`` of a saved model in a folder or under a hub id ``owner/name``; empty where there is none to read.
+@contextmanager
+def _on_hub(source: str | Path, what: str) -> Iterator[str]:
+    """Inside, the hub is asked for ``source``, which is no folder; that it has none is one line, named as ``what`` is.
 
-    Whoever loads the model then says what is missing.
+    Only what could be a hub id is asked for: without a network the hub's client tries for half a minute.
+    """
+    text, path = str(source), Path(source)
+    expected = f"a saved {what} or a hub id owner/name"
+    if path.is_absolute() or len(path.parts) != 2 or text.startswith((".", "~")) or text.endswith("/"):
+        raise InputError(source, "folder", "no such folder", expected)
+    try:
+        yield path.as_posix()
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # missing there too, no network, or no hub id at all
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(source, "folder", f"no such folder, nor on the hub ({reason})", expected) from error
+
+
+def read_config(source: str | Path, what: str, **options: Any) -> dict[str, Any]:
+    """The ``config.json`` of a saved model in a folder or under a hub id ``owner/name``.
 
     Args:
         source: the folder or hub id.
+        what: is saved there, as errors call it: an encoder, an augmenter.
         options: of ``from_pretrained``; those that choose a file of the hub (``revision``, ``token`` ...) count.
 
     Raises:
-        InputError: a file that holds something else.
+        InputError: there is none, or a file that holds something else.
     """
     file = Path(source, CONFIG)
     if not Path(source).is_dir():
-        try:
-            hub = {name: value for name, value in options.items() if name in _HUB}
-            file = Path(hf_hub_download(repo_id=str(source), filename=CONFIG, **hub))
-        except (OSError, ValueError):
-            return {}
+        hub = {name: value for name, value in options.items() if name in _HUB}
+        with _on_hub(source, what) as hub_id:
+            file = Path(hf_hub_download(repo_id=hub_id, filename=CONFIG, **hub))
     if not file.is_file():
-        return {}
+        raise InputError(source, CONFIG, "no such file", f"a saved {what}")
     config = read_json(file)
     if not isinstance(config, dict):
         raise InputError(file, "content", type(config).__name__, "the arguments of a saved model")

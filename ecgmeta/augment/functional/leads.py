@@ -21,7 +21,7 @@ _LIMBS = (
     *((-1.0, 1.0, 0.0), (-1.0, 0.0, 1.0), (0.0, -1.0, 1.0)),
     *((1.0, -0.5, -0.5), (-0.5, 1.0, -0.5), (-0.5, -0.5, 1.0)),
 )
-# Dower et al., J. Electrocardiol. 1980: I, II, V1..V6 from Frank's x (left), y (foot), z (back).
+# Dower et al., Clin. Cardiol. 1980: I, II, V1..V6 from Frank's x (left), y (foot), z (back).
 _DOWER = (
     (0.632, -0.235, 0.059),
     (0.235, 1.066, -0.132),

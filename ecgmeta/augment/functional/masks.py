@@ -104,7 +104,8 @@ def lead_mask(x: Tensor, magnitude: Tensor, *, noise: Tensor, share: float = 0.5
 def lead_dropout(x: Tensor, magnitude: Tensor, *, noise: Tensor, temperature: float = 0.2) -> Tensor:
     """Each lead lost with probability ``magnitude``, relaxed so that the probability can be learned: ``x · (1 − b)``.
 
-    b is a :func:`relaxed_bernoulli`. Its derivative in the probability vanishes at 0 itself: learning starts above it.
+    Random lead masking (Oh et al., CHIL 2022) at any probability, with b a :func:`relaxed_bernoulli` (Maddison et al., 2017).
+    Its derivative in the probability vanishes at 0 itself: learning starts above it.
 
     Args:
         x: (batch, leads, samples), mV.
@@ -145,6 +146,7 @@ def paper_layout(
     """The usual print of 3 rows and 4 columns: each lead is seen in its quarter only, the rhythm lead throughout.
 
     ``x · (1 − magnitude · hidden)``; I, II, III are seen first, then aVR, aVL, aVF, then V1..V3, then V4..V6.
+    As a mask of signals, of this package; ECG-Image-Kit (Shivashankara et al., 2024) draws such prints as images.
 
     Args:
         x: (batch, 12, samples), mV.

@@ -5,11 +5,12 @@ The partner is ``x.roll(1, 0)``, so batches must be shuffled, and a batch of one
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
+
 from torch import Tensor
 
 from ecgmeta.augment.functional.masks import soft_stretch
-from ecgmeta.augment.functional.operation import Noise, operation
+from ecgmeta.augment.functional.operation import OPERATIONS, Noise, operation
 from ecgmeta.runtime.errors import InputError
 
 
@@ -38,9 +39,10 @@ def mixup_labels(y: Tensor, magnitude: Tensor | float, *, noise: Tensor) -> Tens
         noise: (batch, 1, 1), as given to :func:`mixup`.
 
     Raises:
-        InputError: naming ``mixup_labels``: labels that are not floating, or another number of them.
+        InputError: naming ``mixup_labels``: labels that are not floating, or another number of them; what :func:`mixup`
+            refuses.
     """
-    return _mixed_labels("mixup_labels", y, _rows(magnitude, noise) * noise)
+    return _mixed_labels(y, _checked("mixup", y, magnitude, noise) * noise)
 
 
 @operation(noise=Noise("uniform", (2, 1)), unit="1", typical=0.3, limit=1.0, per_lead=False)
@@ -74,10 +76,12 @@ def cutmix_labels(
         fs, edge: as given to :func:`cutmix`.
 
     Raises:
-        InputError: naming ``cutmix_labels``: labels that are not floating, or another number of them.
+        InputError: naming ``cutmix_labels``: labels that are not floating, or another number of them; what :func:`cutmix`
+            refuses.
     """
-    window = _window("cutmix_labels", _rows(magnitude, noise), noise, samples, fs, edge)
-    return _mixed_labels("cutmix_labels", y, window.mean(-1, keepdim=True))
+    share = _checked("cutmix", y, magnitude, noise, samples, fs=fs)
+    window = _window("cutmix_labels", share, noise, samples, fs, edge)
+    return _mixed_labels(y, window.mean(-1, keepdim=True))
 
 
 def _window(where: str, share: Tensor, noise: Tensor, samples: int, fs: float, edge: float) -> Tensor:
@@ -87,13 +91,20 @@ def _window(where: str, share: Tensor, noise: Tensor, samples: int, fs: float, e
     return soft_stretch(start, length, samples=samples, fs=fs, edge=edge, where=where)
 
 
-def _rows(magnitude: Tensor | float, noise: Tensor) -> Tensor:
-    return torch.as_tensor(magnitude, dtype=noise.dtype, device=noise.device).reshape(-1, 1, 1)
-
-
-def _mixed_labels(where: str, y: Tensor, weight: Tensor) -> Tensor:
+def _checked(
+    name: str, y: Tensor, magnitude: Tensor | float, noise: Tensor, samples: int = 1, **settings: float
+) -> Tensor:
+    """The magnitude as the operation takes it, after its own checks; they, and that of y, name the function of the labels."""
+    where = f"{name}_labels"
     if not y.is_floating_point():
         raise InputError(where, "dtype of y", y.dtype, "floating point, such as 0.0 and 1.0 for each class")
-    if y.ndim == 0 or len(y) != len(weight):
-        raise InputError(where, "shape of y", tuple(y.shape), f"({len(weight)}, ...), one row a record")
+    if y.ndim == 0 or y.shape[:1] != noise.shape[:1]:
+        raise InputError(where, "shape of y", tuple(y.shape), f"({len(noise)}, ...), one row a record")
+    if samples < 1:
+        raise InputError(where, "samples", samples, "those of the records, 1 or more")
+    records = noise.new_zeros(()).expand(len(y), 1, samples)
+    return replace(OPERATIONS[name], name=where).check(records, magnitude, noise, **settings)
+
+
+def _mixed_labels(y: Tensor, weight: Tensor) -> Tensor:
     return _towards_partner(y, weight.view(-1, *[1] * (y.ndim - 1)))

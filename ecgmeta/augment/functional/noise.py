@@ -36,7 +36,9 @@ def _added(x: Tensor, magnitude: Tensor, unit: Tensor) -> Tensor:
 
 @operation(noise=Noise("normal", ("leads", "samples")), unit="1", typical=0.05, identities=False)
 def white_noise(x: Tensor, magnitude: Tensor, *, noise: Tensor) -> Tensor:
-    """``x + magnitude · std(lead) · noise``: an amplifier's noise, each lead its own (the paper's static pipeline).
+    """``x + magnitude · std(lead) · noise``: an amplifier's noise, each lead its own.
+
+    One of the two operations of the paper's static pipeline (Raghu et al., 2021).
 
     Args:
         x: (batch, leads, samples), mV.
@@ -87,7 +89,8 @@ def baseline_wander(
 def powerline(x: Tensor, magnitude: Tensor, *, noise: Tensor, fs: float, frequency: float = 50.0) -> Tensor:
     """Mains hum, whose amplitude (Rayleigh) and phase (uniform) each electrode has for itself.
 
-    ``h(t) = magnitude · (a cos 2πft + b sin 2πft)`` with a, b ~ N(0, 1).
+    ``h(t) = magnitude · (a cos 2πft + b sin 2πft)`` with a, b ~ N(0, 1). (As in Mehari and Strodthoff, 2022, who add
+    harmonics.)
 
     Args:
         x: (batch, leads, samples), mV.
@@ -145,8 +148,9 @@ def electrode_motion(x: Tensor, magnitude: Tensor, *, noise: Tensor, fs: float) 
     """Electrodes that slip: three jumps, each at a random electrode, which creep back.
 
     A jump at time s is ``h/√c · (1 − exp(−(t−s)/15 ms)) · exp(−(t−s)/c)`` with h ~ N(0, 1), c log-uniform from 0.05 to 3 s and
-    s uniform from 5 to 85 % of the record: short twitches are higher than long drifts, as in the MIT-BIH record ``em``. The sum
-    is scaled so that its RMS over the record (and the independent leads) is ``magnitude`` in every record, not only on average.
+    s uniform from 5 to 85 % of the record: short twitches are higher than long drifts, as in the MIT-BIH record ``em``
+    (Moody et al., 1984); the formula is of this package. The sum is scaled so that its RMS over the record (and the independent
+    leads) is ``magnitude`` in every record, not only on average.
 
     Args:
         x: (batch, leads, samples), mV.
@@ -172,6 +176,8 @@ def electrode_motion(x: Tensor, magnitude: Tensor, *, noise: Tensor, fs: float) 
 @operation(noise=Noise("normal", ("electrodes", 1)), unit="mV", typical=0.1)
 def dc_shift(x: Tensor, magnitude: Tensor, *, noise: Tensor) -> Tensor:
     """A constant offset of each electrode, ``magnitude · z``: half-cell potentials that the amplifier let through.
+
+    Of this package; the baseline shifts of Mehari and Strodthoff (2022) last for a part of the record.
 
     Args:
         x: (batch, leads, samples), mV.

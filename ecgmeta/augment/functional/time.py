@@ -176,7 +176,13 @@ def integrate(velocity: Tensor, steps: int) -> Tensor:
 
 
 def random_displacement(
-    magnitude: Tensor, noise: Tensor, *, downsample: int = 4, steps: int = 5, window: int = 25
+    magnitude: Tensor,
+    noise: Tensor,
+    *,
+    downsample: int = 4,
+    steps: int = 5,
+    window: int = 25,
+    where: str = "random_displacement",
 ) -> Tensor:
     """The paper's random time displacement, in samples (Raghu et al., 2021, supplement; TaskAug's warp).
 
@@ -187,8 +193,18 @@ def random_displacement(
     Args:
         magnitude: (batch, 1) or scalar; linear scale of the velocity.
         noise: (batch, samples) standard normal.
+        downsample: factor, which leaves at least 2 samples.
+        steps: of :func:`integrate`.
+        window: of the filter, an odd number of samples.
+        where: named in errors.
     """
     n = noise.shape[-1]
+    if not (isinstance(downsample, int) and 1 <= downsample <= n // 2):
+        raise InputError(where, "downsample", downsample, f"a whole number from 1 to {n // 2}")
+    if not (isinstance(steps, int) and steps >= 0):
+        raise InputError(where, "steps", steps, "a whole number, 0 or more")
+    if not (isinstance(window, int) and window > 0 and window % 2):
+        raise InputError(where, "window", window, "an odd number of samples")
     coarse = F.interpolate((100 * magnitude * noise).unsqueeze(1), size=n // downsample, mode="linear")
     displacement = integrate(coarse.squeeze(1) / downsample, steps)
     fine = F.interpolate(downsample * displacement.unsqueeze(1), size=n, mode="linear")
@@ -211,7 +227,14 @@ SLOWEST = 0.01
 """Least speed of time under :func:`monotone_displacement` (before its mean is set to 1): rounding cannot fold it either."""
 
 
-def monotone_displacement(magnitude: Tensor, noise: Tensor, *, fs: float, smoothness: float = 0.25) -> Tensor:
+def monotone_displacement(
+    magnitude: Tensor,
+    noise: Tensor,
+    *,
+    fs: float,
+    smoothness: float = 0.25,
+    where: str = "monotone_displacement",
+) -> Tensor:
     """A random time displacement that never folds, in samples: d(t) with ``t + d(t)`` increasing and both ends fixed.
 
     The local speed of time is positive by construction, a bounded function of a random curve u(t) over its mean:
@@ -220,7 +243,8 @@ def monotone_displacement(magnitude: Tensor, noise: Tensor, *, fs: float, smooth
 
     with cₖ ∝ exp(−(πk·smoothness/T)²/4), so that for a small magnitude ``d = magnitude · Σ aₖ cₖ sin(πkt/T)``: away from the
     ends a Gaussian process of SD ``magnitude`` and correlation ``exp(−Δt²/(2·smoothness²))``. Large magnitudes saturate: about
-    half of the record is hurried over at twice its speed, the rest all but stands still. ε is :data:`SLOWEST`.
+    half of the record is hurried over at twice its speed, the rest all but stands still. ε is :data:`SLOWEST`. The bounded
+    speed and its spectrum are of this package; Ramsay (1998) has monotone functions as integrals of positive speeds, exp u.
 
     Args:
         magnitude: (batch, 1) or scalar, in s, ≥ 0.
@@ -228,7 +252,10 @@ def monotone_displacement(magnitude: Tensor, noise: Tensor, *, fs: float, smooth
         fs: sampling rate in Hz.
         smoothness: correlation time in s. The paper's warp has about 0.1 s at 100 Hz, which bends QRS complexes; from about 1 s
             on, beats keep their shape and only the rate wanders.
+        where: named in errors.
     """
+    if not smoothness > 0:
+        raise InputError(where, "smoothness", smoothness, "a time in s above 0")
     steps = noise.shape[-1] - 1
     duration = steps / fs
     basis = _cosines(steps, duration, smoothness).to(noise)
@@ -245,7 +272,8 @@ def _cosines(steps: int, duration: float, smoothness: float) -> Tensor:
     # Harmonics whose amplitude is below 2e-4 of the first ones are left out.
     count = max(1, min(steps, math.ceil(5.9 * duration / (math.pi * smoothness))))
     k = torch.arange(1, count + 1, dtype=torch.float64)
-    amplitude = torch.exp(-0.25 * (math.pi * k * smoothness / duration) ** 2)
+    # (Only a lone one, which is scaled to the same whatever it is, could vanish: where smoothness is many records long.)
+    amplitude = torch.exp(-0.25 * (math.pi * k * smoothness / duration).clamp(max=30) ** 2)
     # Away from the ends the squared sines average to 1/2, so d has SD 1 there.
     amplitude = amplitude / (0.5 * amplitude.square().sum()).sqrt() / (1 - SLOWEST)
     middles = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
@@ -256,6 +284,8 @@ def _cosines(steps: int, duration: float, smoothness: float) -> Tensor:
 def time_warp(x: Tensor, magnitude: Tensor, *, noise: Tensor, fs: float, smoothness: float = 0.25) -> Tensor:
     """Smooth random warp of time that never folds: ``x(t + d(t))`` with d from :func:`monotone_displacement`.
 
+    Of this package, where the paper has :func:`paper_warp`; a positive speed is integrated, as by Ramsay (1998).
+
     Args:
         x: (batch, leads, samples), mV.
         magnitude: SD of d in s, to first order.
@@ -263,7 +293,11 @@ def time_warp(x: Tensor, magnitude: Tensor, *, noise: Tensor, fs: float, smoothn
         fs: sampling rate in Hz.
         smoothness: correlation time of d in s.
     """
-    d = _per_row(lambda m, z: monotone_displacement(m, z, fs=fs, smoothness=smoothness), magnitude, noise)
+    d = _per_row(
+        lambda m, z: monotone_displacement(m, z, fs=fs, smoothness=smoothness, where="time_warp"),
+        magnitude,
+        noise,
+    )
     return sample(x, d + torch.arange(x.shape[-1], dtype=d.dtype, device=d.device))
 
 
@@ -279,6 +313,8 @@ def paper_warp(
 ) -> Tensor:
     """The paper's random warp of time, which folds: ``x(t + d(t))`` with d from :func:`random_displacement`, in samples.
 
+    (Raghu et al., 2021, supplement.)
+
     Args:
         x: (batch, leads, samples), mV.
         magnitude: the paper's ``m(x)·g²``; 1 displaces by 5 samples (SD), 16 by 85.
@@ -286,7 +322,9 @@ def paper_warp(
         downsample, steps, window: of :func:`random_displacement`.
     """
     d = _per_row(
-        lambda m, z: random_displacement(m, z, downsample=downsample, steps=steps, window=window),
+        lambda m, z: random_displacement(
+            m, z, downsample=downsample, steps=steps, window=window, where="paper_warp"
+        ),
         magnitude,
         noise,
     )

@@ -27,7 +27,7 @@ def electrode_rotation(x: Tensor, magnitude: Tensor, *, noise: Tensor) -> Tensor
     """The dipole turned about a random axis, as if heart or electrodes were turned about each other.
 
     ``R − I = sin θ K + (1 − cos θ) K²`` (Rodrigues) with the axis z/|z| and the angle ``θ = magnitude · |z|/√3``: the axis does
-    not depend on the magnitude, so nothing is singular at 0.
+    not depend on the magnitude, so nothing is singular at 0. (3KG, Gopal et al., ML4H 2021, rotates as a random augmentation.)
 
     Args:
         x: (batch, 12, samples), mV.
@@ -48,7 +48,7 @@ def electrode_rotation(x: Tensor, magnitude: Tensor, *, noise: Tensor) -> Tensor
 def electrode_scale(x: Tensor, magnitude: Tensor, *, noise: Tensor) -> Tensor:
     """Each axis of the dipole times a factor of its own, ``exp(magnitude · z)``, as other thoraces conduct.
 
-    The exponents are :func:`~ecgmeta.augment.functional.amplitude.bounded`.
+    The exponents are :func:`~ecgmeta.augment.functional.amplitude.bounded`. (3KG, Gopal et al., ML4H 2021, scales the axes.)
 
     Args:
         x: (batch, 12, samples), mV.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -86,6 +87,13 @@ def test_every_operation_is_public_and_says_what_it_takes(spec: Operation) -> No
     for word in ("Args:", "mV", "magnitude:", "noise: (batch, "):
         assert word in text
     assert 0 < spec.typical <= spec.limit
+
+
+def test_every_operation_has_its_formula_and_its_source(spec: Operation) -> None:
+    about, _, _ = (spec.function.__doc__ or "").partition("Args:")
+    formulas = re.findall(r"``[^`]+``", about)
+    assert any(re.search(r"[·−+^/(]", formula) for formula in formulas), about
+    assert re.search(r"\b(19|20)\d\d\b|of this package|Of this package", about), about
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

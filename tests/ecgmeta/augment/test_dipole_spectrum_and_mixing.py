@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,3 +187,39 @@ def test_mixed_labels_are_differentiable_in_the_magnitude_and_keep_their_type() 
 def test_labels_that_cannot_be_mixed_are_refused(y: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=rf"^mixup_labels: {message}"):
         functional.mixup_labels(y, 0.5, noise=torch.rand(4, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("magnitude", "message"),
+    [
+        (3.0, "magnitude: found 3, expected 0 to 1"),
+        (-0.1, "magnitude: found -0.1, expected 0 to 1"),
+        (math.nan, "magnitude: found nan, expected 0 to 1"),
+        (torch.full((3,), 0.5), r"shape of magnitude: found \(3,\)"),
+    ],
+)
+def test_labels_are_mixed_with_magnitudes_that_the_records_would_take(
+    magnitude: float | Tensor, message: str
+) -> None:
+    y, noise = torch.rand(4, 2), torch.rand(4, 2, 1)
+    with pytest.raises(InputError, match=f"^mixup_labels: {message}"):
+        functional.mixup_labels(y, magnitude, noise=noise[:, :1])
+    with pytest.raises(InputError, match=f"^cutmix_labels: {message}"):
+        functional.cutmix_labels(y, magnitude, noise=noise, samples=50, fs=10.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fs": 0.0}, "fs: found 0.0, expected the sampling rate"),
+        ({"fs": math.inf}, "fs: found inf"),
+        ({"samples": 0}, "samples: found 0"),
+        ({"edge": 0.0}, "edge: found 0.0"),
+        ({"noise": torch.rand(4, 1, 1)}, "shape of noise"),
+    ],
+)
+def test_labels_of_cutmix_refuse_what_it_refuses(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^cutmix_labels: {message}"):
+        functional.cutmix_labels(
+            torch.rand(4, 2), 0.5, **{"noise": torch.rand(4, 2, 1), "samples": 50, "fs": 10.0, **settings}
+        )

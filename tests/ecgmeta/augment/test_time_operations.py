@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ecgmeta.augment import functional
 from ecgmeta.augment.functional import monotone_displacement
+from ecgmeta.runtime.errors import InputError
 
 
 def _normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -117,3 +118,29 @@ def test_a_resized_crop_is_numpys_interpolation_of_a_stretch(magnitude: float) -
         for lead in range(2):
             expected = np.interp(where, np.arange(300), x[row, lead].numpy())
             np.testing.assert_allclose(out[row, lead].numpy(), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value", "expected"),
+    [
+        *(("time_warp", "smoothness", value, "a time in s above 0") for value in (0.0, -0.1, math.nan)),
+        *(("paper_warp", "window", value, "an odd number of samples") for value in (24, 0, -1, 25.0)),
+        *(("paper_warp", "downsample", value, "a whole number from 1 to 100") for value in (0, -1, 101, 2.0)),
+        ("paper_warp", "steps", -1, "a whole number, 0 or more"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_the_operations_name(
+    name: str, setting: str, value: float, expected: str
+) -> None:
+    spec, x = functional.OPERATIONS[name], _normal(2, 3, 200)
+    rate = {"fs": 100.0} if spec.timed else {}
+    with pytest.raises(InputError, match=f"^{name}: {setting}: found {value}, expected {expected}$"):
+        getattr(functional, name)(x, 0.05, noise=_normal(2, 200), **rate, **{setting: value})
+
+
+@pytest.mark.parametrize("smoothness", [100.0, 1e4, 1e200])
+def test_a_warp_smoother_than_the_record_is_long_is_half_a_sine(smoothness: float) -> None:
+    noise = _normal(3, 1001)
+    d = monotone_displacement(torch.tensor(1e-4).double(), noise, fs=100.0, smoothness=smoothness)
+    half = math.sqrt(2) * 1e-4 * 100 * noise[:, :1] * torch.sin(math.pi * torch.linspace(0, 1, 1001).double())
+    torch.testing.assert_close(d, half, rtol=0, atol=1e-6)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.signal import welch
 from torch import Tensor, nn
 
 from ecgmeta.augment import (
@@ -322,10 +324,58 @@ def test_real_noise_is_a_stretch_of_a_recording_at_a_ratio_in_its_range() -> Non
         (torch.full((1, 1, 300), float("nan")), {}, "samples of x"),
         (torch.zeros(1, 1, 300), {"snr_db": (5.0, 1.0)}, "snr_db"),
         (torch.zeros(1, 1, 300), {"probability": -0.1}, "probability"),
+        (torch.zeros(1, 1, 300), {"fs": 100.0}, "fs, recordings_fs"),
+        (torch.zeros(1, 1, 300), {"recordings_fs": 360.0}, "fs, recordings_fs"),
+        (torch.zeros(1, 1, 300), {"fs": 0.0, "recordings_fs": 360.0}, "fs, recordings_fs"),
+        (torch.zeros(1, 1, 300), {"fs": 100.0, "recordings_fs": float("nan")}, "fs, recordings_fs"),
+        (torch.zeros(1, 1, 300), {"fs": 100.0, "recordings_fs": 360.0}, "shape of recordings"),  # now 84
+        (np.zeros((1, 1, 300), dtype=np.int16), {}, "dtype of x"),
+        (np.zeros((650000, 2)), {}, "shape of x"),
+        (np.array(["noise"]), {}, "recordings"),
+        ([[[1.0, 2.0], [1.0]]], {}, "recordings"),
     ],
 )
 def test_real_noise_refuses_what_does_not_fit(
-    recordings: Tensor, settings: dict[str, Any], message: str
+    recordings: Any, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=rf"^real_noise.*: {message}: found"):
         RealNoise(recordings, **{"snr_db": 10.0, **settings})(_x())
+
+
+def test_real_noise_of_another_rate_is_resampled_so_that_a_sine_keeps_its_frequency() -> None:
+    sine = torch.sin(2 * torch.pi * 5 * torch.arange(3600) / 360).view(1, 1, -1)  # 10 s of 5 Hz
+    x = torch.zeros(4, 2, 500, dtype=torch.float64)
+    x[..., ::2] = 1e-3
+    for kind, recordings in (("tensor", sine), ("array", sine.double().numpy())):
+        noise = RealNoise(recordings, 0.0, fs=100, recordings_fs=360)
+        assert noise.recordings.shape == (1, 1, 1000), kind
+        added = noise(x, generator=_generator()) - x
+        strongest = torch.fft.rfft(added).abs().argmax(-1)
+        assert bool((strongest * 100 / 500 == 5).all()), kind
+        expected = torch.sin(2 * torch.pi * 5 * torch.arange(1000) / 100)
+        error = (noise.recordings[0, 0] - expected)[50:-50].abs().max()
+        assert float(error) < 2e-3, kind
+
+
+def test_real_noise_at_the_rate_of_the_records_is_left_as_it_is() -> None:
+    recordings = torch.randn(2, 1, 300, generator=_generator(), dtype=torch.float64)
+    for rate in (None, 100.0):
+        assert RealNoise(recordings, 5.0, fs=rate, recordings_fs=rate).recordings is recordings
+    assert torch.equal(RealNoise(recordings.numpy(), 5.0).recordings, recordings)
+
+
+def test_the_stress_tests_noise_keeps_its_spectrum_in_records_of_another_rate(real_data: Path) -> None:
+    with np.load(real_data / "nstdb" / "nstdb_noise_360hz_int16_200adu_per_mV.npz") as file:
+        recorded = np.stack([file[name][: 360 * 120].T / 200 for name in ("bw", "em", "ma")])
+    noise = RealNoise(recorded.reshape(6, 1, -1), 0.0, fs=100, recordings_fs=360)
+    assert noise.recordings.shape == (6, 1, 12000)
+    for before, after in zip(recorded.reshape(6, -1), noise.recordings[:, 0].numpy(), strict=True):
+        hz, there = welch(before, 360, nperseg=3600)
+        other_hz, here = welch(after, 100, nperseg=1000)
+        for low, high in ((0.2, 2), (2, 10), (10, 40)):
+            power = there[(hz >= low) & (hz < high)].sum()
+            assert here[(other_hz >= low) & (other_hz < high)].sum() == pytest.approx(power, rel=0.03)
+    x = _x(batch=8, samples=1000)
+    added = noise(x, generator=_generator()) - x
+    ratio = x.var(-1, correction=0).mean(1) / added.var(-1, correction=0).mean(1)
+    torch.testing.assert_close(ratio, torch.ones(8), rtol=1e-3, atol=0)

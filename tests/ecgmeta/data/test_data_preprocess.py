@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from ecgmeta.data import ArrayDataset
 from ecgmeta.data.leads import STANDARD_LEADS, canonical, limb_errors
 from ecgmeta.data.load import preprocessed
-from ecgmeta.data.preprocess import Preprocess, Window, fill_gaps, resample
+from ecgmeta.data.preprocess import Preprocess, Window, fill_gaps
 from ecgmeta.data.records import Record, millivolts
 from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.resampling import resample
 
 
 def sines(fs: float, seconds: float, offset: float = 0.0) -> Record:

@@ -14,7 +14,7 @@ import torch
 from page_tags import Page
 from torch import Tensor
 
-from ecgmeta.augment import LearnedWarp
+from ecgmeta.augment import LearnedPolicy, LearnedWarp
 from ecgmeta.augment.learned import Augmenter, Learned
 from ecgmeta.cli import app
 from ecgmeta.data import SyntheticCohort
@@ -248,6 +248,38 @@ def test_bad_input_is_one_line_and_code_2(
     run: Run, leads: int, options: tuple[str, ...], said: str, tmp_path: Path
 ) -> None:
     LearnedWarp(leads, 1.0, 100.0).save_pretrained(tmp_path / "warp")
+    code, _, err = run(tmp_path / "warp", *options, "-o", tmp_path / "card.html")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: ")
+    assert said in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "card.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        (
+            LearnedWarp(3),
+            "found a LearnedWarp of 3 leads, expected the LearnedWarp of 12 leads before it learned",
+        ),
+        (
+            LearnedPolicy(12, ops=("gain", "identity")),
+            "found a LearnedPolicy of 12 leads, expected the LearnedW",
+        ),
+        (
+            LearnedWarp.paper(),
+            "found one that does not learn time warp: displacement, SD, expected the LearnedW",
+        ),
+        (LearnedWarp(lead_names=[*STANDARD_LEADS[6:], *STANDARD_LEADS[:6]]), "LearnedWarp: leads: found"),
+    ],
+)
+def test_another_augmenter_is_not_what_it_was_before(
+    run: Run, before: Augmenter, said: str, tmp_path: Path
+) -> None:
+    LearnedWarp(12, 1.0, 100.0).save_pretrained(tmp_path / "warp")
+    before.save_pretrained(tmp_path / "other")
+    options = ("--data", "synthetic", "--records", 2, "--before", tmp_path / "other")
     code, _, err = run(tmp_path / "warp", *options, "-o", tmp_path / "card.html")
     assert code == 2
     assert err.splitlines()[-1].startswith("error: ")
