@@ -127,10 +127,14 @@ def _differences(
 
 
 def _cost(results: Sequence[Result], arm: str, setting: str) -> float:
-    """In runs of the static start: the sum over candidates of the median over seeds; an ensemble's runs are in its own time."""
+    """In runs without learning, each of which counts as one: the sum over candidates of the median over seeds of their time
+    beside the static start's; an ensemble's runs are in its own time."""
     plain = _seconds(results, "static 1", setting)
     total = 0.0
     for name in candidates(results, arm, setting):
+        if not any("remedy" in r.task.inputs for r in results if r.task.arm == name):
+            total += 1
+            continue
         own = _seconds(results, name, setting)
         shared = [own[s] / plain[s] for s in own.keys() & plain.keys()]
         total += median(shared) if shared else float("nan")
