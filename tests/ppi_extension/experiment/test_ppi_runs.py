@@ -129,6 +129,20 @@ def test_going_on_repeats_nothing_and_more_seeds_are_added(every: Path, store_fo
 
 
 @pytest.mark.slow
+def test_controls_that_take_the_weights_of_meta_go_on_too(tmp_path: Path, store_folder: Path) -> None:
+    folder, arms = tmp_path / "study", "arms=[supervised,meta,permuted,retrained]"
+    assert pretrain(folder, store_folder, arms) == 0
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("runs/*/*/encoders/*/model.safetensors")}
+    assert pretrain(folder, store_folder, arms) == 0
+    assert call("finetune", folder, "finetune.epochs=1") == 0
+    assert pretrain(folder, store_folder, arms, "seeds=2") == 0
+    assert all(file.stat().st_mtime_ns == time for file, time in before.items())
+    assert {row["arm"]: len(row["by_seed"]) for row in results(folder)["rows"]} == dict.fromkeys(
+        ("supervised", "meta", "permuted", "retrained"), 2
+    )
+
+
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(every: Path, tmp_path: Path, store_folder: Path) -> None:
     folder = tmp_path / "study"
     arms = "arms=[supervised,meta,permuted]"
@@ -270,6 +284,13 @@ def test_an_oracle_needs_to_know_what_is_useful(
     (folder / "info.json").write_text(json.dumps(info))
     assert pretrain(tmp_path / "study", folder, "arms=[oracle]") == 2
     assert "a planted problem, or a store with distractors" in error_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("arm", FROM_META)
+def test_the_run_of_a_control_is_taken_up_again(tmp_path: Path, arm: str) -> None:
+    study = Study(tmp_path, Study.read(None, [f"arms=[meta,{arm}]"]))
+    for _ in range(2):
+        assert study.run(arm, 0, create=True).arm == arm
 
 
 def test_separation_of_a_planted_problem(tmp_path: Path, store_folder: Path) -> None:
