@@ -210,6 +210,8 @@ def read_run(file: Path | None, overrides: list[str]) -> Experiment:
         InputError: as `read`.
     """
     config = load_config(Experiment, file, overrides)
+    if config.data.store:  # a later command finds it from any working directory
+        config.data.store = str(Path(config.data.store).resolve())
     check(config)
     return config
 

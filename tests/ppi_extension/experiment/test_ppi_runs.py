@@ -286,6 +286,25 @@ def test_an_oracle_needs_to_know_what_is_useful(
     assert "a planted problem, or a store with distractors" in error_line(capsys.readouterr().err)
 
 
+def test_an_experiment_finds_its_graphs_from_any_working_directory(
+    tmp_path: Path, store_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, given = tmp_path / "study", [f"data.store={store_folder.name}"]
+    monkeypatch.chdir(store_folder.parent)
+    study = Study.create(folder, Study.read(None, given))
+    study.set_later(Study.read(None, given))
+    monkeypatch.chdir(tmp_path)
+    assert Study.open(folder).store == store_folder
+    assert Study.open(folder).with_overrides(["finetune.epochs=1"]).data.store == str(store_folder)
+    monkeypatch.chdir(store_folder.parent)
+    Study.check(folder, Study.read(None, given))
+    # One that was begun when the path was kept as it was given goes on where it was begun.
+    for file in (folder / "config.yaml", folder / "later.yaml"):
+        file.write_text(file.read_text().replace(str(store_folder), store_folder.name))
+    assert Study.open(folder).store == store_folder
+    Study.check(folder, Study.read(None, given))
+
+
 @pytest.mark.parametrize("arm", FROM_META)
 def test_the_run_of_a_control_is_taken_up_again(tmp_path: Path, arm: str) -> None:
     study = Study(tmp_path, Study.read(None, [f"arms=[meta,{arm}]"]))
