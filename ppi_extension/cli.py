@@ -98,10 +98,19 @@ def demo(
     """The whole path on a planted problem, where it is known which tasks help, in minutes on two cores."""
     from ppi_extension.experiment.config import read
 
-    _run(out, read(Path(__file__).parent / "experiment" / "demo.yaml", overrides or []))
+    results = _run(out, read(Path(__file__).parent / "experiment" / "demo.yaml", overrides or []))
+    if results is not None:
+        from ppi_extension.experiment.tables import interval
+
+        for row in results["rows"]:
+            if row["arm"] == "oracle" and row.get("difference"):
+                gain = interval(row["difference"], "+", 3)
+                typer.echo(
+                    f"ideal weights against {results['reference']}, each at its best length: {gain} AUROC"
+                )
 
 
-def _run(folder: Path, experiment: Any) -> None:
+def _run(folder: Path, experiment: Any) -> dict[str, Any] | None:
     from ppi_extension.experiment.stages import run_experiment
 
     results = run_experiment(folder, experiment)
@@ -109,6 +118,7 @@ def _run(folder: Path, experiment: Any) -> None:
         _print_table(results)
         ended = experiment.through == "report"
         typer.echo(f"report: {folder / 'report.html'}" if ended else f"experiment: {folder}")
+    return results
 
 
 def _print_table(results: dict[str, Any] | None) -> None:

@@ -274,6 +274,19 @@ def test_another_store_than_the_one_it_began_with_is_refused(
     assert "other graphs" in error_line(capsys.readouterr().err)
 
 
+@pytest.mark.slow
+def test_the_demo_says_what_harmful_tasks_cost_uniform_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("data.planted.genes=90", "data.planted.species=2", "data.finetune_share=1", "seeds=2")
+    short = ("pretrain.max_steps=8", "meta.warmup_epochs=0", "finetune.epochs=2", "processes=1")
+    assert call("demo", "--out", tmp_path / "demo", *small, *short, "through=evaluate") == 0
+    gain = next(row for row in results(tmp_path / "demo")["rows"] if row["arm"] == "oracle")["difference"]
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("ideal weights against supervised, each at its best length: ")
+    assert f"{gain['value']:+.3f}" in said
+
+
 def test_an_oracle_needs_to_know_what_is_useful(
     tmp_path: Path, store: EgoStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
