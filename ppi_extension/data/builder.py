@@ -61,6 +61,9 @@ class BuildSettings:
     distractor_channels: int = 3
 
     def __post_init__(self) -> None:
+        for name in ("depth", "fanout"):
+            if getattr(self, name) < 1:
+                raise InputError("build", name, getattr(self, name), "at least 1")
         if not 0 <= self.finetune_fraction < 1:
             raise InputError("build", "finetune_fraction", self.finetune_fraction, "0 to less than 1")
         if self.limit is not None and self.limit < 1:

@@ -135,6 +135,8 @@ def checked_info(folder: Path, version: int) -> dict[str, Any]:
     if info.get("format") != version:
         raise InputError(folder / INFO, "format", info.get("format"), f"{version}; build the store again")
     for name, part in info["arrays"].items():
+        if not isinstance(part, dict) or not {"bytes", "crc32"} <= part.keys():
+            raise InputError(folder / INFO, f"arrays: {name}", part, "its bytes and its crc32")
         path = folder / f"{name}.npy"
         if not path.is_file():
             raise InputError(path, "file", "no such file", "a file of the store; build it again")

@@ -35,6 +35,10 @@ Rows = NDArray[np.int64]
 Which = Literal["pretrain", "finetune"]
 WHICH: tuple[Which, Which] = ("pretrain", "finetune")
 HU_CHANNELS, HU_WIDTH = 7, 9  # columns of Hu et al.'s edge_attr: evidence, and with self-loop and mask
+_PARTS: dict[str, type] = {
+    **dict.fromkeys(("pretrain_terms", "finetune_terms", "channel_names"), list),
+    **dict.fromkeys(("graphs", "term_names", "settings", "notes"), dict),
+}  # of `info.json`, beside the arrays
 _BLOCK = 4096  # rows whose labels are unpacked at a time
 
 
@@ -96,11 +100,32 @@ class EgoStore:
         """Raises InputError where there is no store, it is of another version, or a file of it is missing or has changed."""
         folder = Path(folder)
         info = checked_info(folder, FORMAT)
+        for name, kind in _PARTS.items():
+            if not isinstance(info.get(name, kind() if name == "notes" else None), kind):
+                expected = "a list" if kind is list else "names and values"
+                raise InputError(folder / INFO, name, type(info.get(name)).__name__, expected)
         try:
-            return cls(folder, info)
+            store = cls(folder, info)
         except KeyError as error:
             expected = "what `ppi-extension data build` writes"
             raise InputError(folder / INFO, "content", f"no {error}", expected) from None
+        store._check_info()
+        return store
+
+    def _check_info(self) -> None:
+        """Raise InputError where the names in `info.json` are others than the arrays were written with."""
+        where, graphs = self.folder / INFO, int(self._graph.max(initial=0)) + 1
+        if graphs > len(self.graph_names):
+            raise InputError(where, "graphs", f"{len(self.graph_names)}", f"{graphs}, as the arrays have")
+        for which in WHICH:
+            count = len(self.terms(which))
+            for packed in self._labels[which]:
+                if packed is None:
+                    continue
+                # Tasks share bytes, whose last bits are 0. A term that is missing is missing in every row: some tell.
+                spare = np.unpackbits(packed[:_BLOCK], axis=1)[:, count:]
+                if packed.shape != (len(self), -(-count // 8)) or spare.any():
+                    raise InputError(where, f"{which}_terms", count, "as many as there are labels of")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EgoStore.open, (self.folder,)

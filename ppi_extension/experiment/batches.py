@@ -45,10 +45,10 @@ class EgoBatches:
         self.steps_per_epoch = len(cohort.pretrain) // self.batch_size
         self._epoch: tuple[int, Rows] = (-1, cohort.pretrain)
         self._seen = torch.tensor(cohort.seen)
-        both = np.concatenate([cohort.metaft_train, cohort.metaft_validation])
-        self._training = cohort.metaft_train if split and not meta.resplit else both
+        self._training = cohort.metaft_train if split and not meta.resplit else cohort.metaft
         # The closed-form head leaves each example out in turn: it needs no split, and all that there is.
-        self._validation = cohort.metaft_validation if meta.head == "unroll" and not meta.resplit else both
+        apart = meta.head == "unroll" and not meta.resplit
+        self._validation = cohort.metaft_validation if apart else cohort.metaft
 
     def steps(self, epochs: float) -> int:
         """Steps of so many epochs, at least 1."""

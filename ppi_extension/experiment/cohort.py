@@ -47,6 +47,11 @@ class Cohort:
     seen: tuple[int, ...]
     scored: tuple[int, ...]
 
+    @property
+    def metaft(self) -> Rows:
+        """All rows whose fine-tuning labels pre-training may see: first those to train on."""
+        return np.concatenate([self.metaft_train, self.metaft_validation])
+
     def summary(self) -> str:
         sizes = f"{len(self.pretrain):,} graphs to pre-train on, {len(self.train):,} with fine-tuning labels"
         tasks = f"{len(self.store.pretrain_terms):,} pre-training tasks, {len(self.store.finetune_terms)} fine-tuning tasks"

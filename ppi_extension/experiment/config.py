@@ -192,12 +192,26 @@ class Experiment:
 
 
 def read(file: Path | None, overrides: list[str]) -> Experiment:
-    """The checked configuration: defaults, ``file``, overrides.
+    """The checked configuration of an experiment: defaults, ``file``, overrides.
 
     Raises:
         InputError: naming the key, what was found and what is expected.
     """
+    config = read_run(file, overrides)
+    for arm in FROM_META:
+        need(arm not in config.arms or "meta" in config.arms, "arms", arm, "meta, whose weights it takes")
+    return config
+
+
+def read_run(file: Path | None, overrides: list[str]) -> Experiment:
+    """The same of one run of it, whose one arm may be one that takes the weights of another run.
+
+    Raises:
+        InputError: as `read`.
+    """
     config = load_config(Experiment, file, overrides)
+    if config.data.store:  # a later command finds it from any working directory
+        config.data.store = str(Path(config.data.store).resolve())
     check(config)
     return config
 
@@ -266,8 +280,6 @@ def check(config: Experiment) -> None:
     need(bool(config.arms), "arms", config.arms, f"one or more of {list(ARMS)}")
     need(bool(config.finetune.protocols), "finetune.protocols", [], f"one or more of {list(PROTOCOLS)}")
     _all_different("arms", config.arms)
-    for arm in FROM_META:
-        need(arm not in config.arms or "meta" in config.arms, "arms", arm, "meta, whose weights it takes")
     data, lengths = config.data, config.pretrain.lengths
     held = data.test_fraction + data.validation_fraction
     need(held < 1, "data.test_fraction + data.validation_fraction", held, "below 1: genes to train on")

@@ -285,8 +285,8 @@ def check_phi(cohort: Cohort, config: Experiment) -> None:
             expected = "at least one: a shorter meta.warmup_epochs, more steps, or a later meta.until"
             raise InputError("configuration", "meta", found, expected)
         if meta.head == "ridge":
-            rows = np.concatenate([cohort.metaft_train, cohort.metaft_validation])
-            unlabelled = int((cohort.store.labels("finetune", rows)[:, cohort.seen] < 0).sum())
+            labels = cohort.store.labels("finetune", cohort.metaft)
+            unlabelled = int((labels[:, cohort.seen] < 0).sum())
             if unlabelled:
                 found = f"ridge, and {unlabelled:,} labels that are not known"
                 raise InputError("configuration", "meta.head", found, "unroll, which takes them")

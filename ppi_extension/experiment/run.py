@@ -10,7 +10,7 @@ from typing import Any
 from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.files import read_json, write_json
 from ecgmeta.runtime.runs import RunFolder
-from ppi_extension.experiment.config import FROM_META, Experiment, read
+from ppi_extension.experiment.config import FROM_META, Experiment, read, read_run
 
 # Keys that do not change what the pre-training of an arm from a seed computes.
 _FREE = (
@@ -28,7 +28,7 @@ class Run(RunFolder[Experiment]):
     """
 
     program, free, later_keys = "ppi-extension", _FREE, _FREE
-    read = staticmethod(read)
+    read = staticmethod(read_run)
 
     def __init__(self, folder: Path, config: Experiment) -> None:
         super().__init__(folder, config)

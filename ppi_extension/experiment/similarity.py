@@ -11,7 +11,7 @@ from ppi_extension.experiment.cohort import Cohort
 def similarity(cohort: Cohort) -> Tensor:
     """(T,): z of mean 0 and SD 1, by the logarithm of a task's mean square correlation with the fine-tuning labels that
     pre-training may see."""
-    store, rows = cohort.store, cohort.train
+    store, rows = cohort.store, cohort.metaft
     pretrain, finetune = (torch.from_numpy(store.labels(kind, rows)) for kind in ("pretrain", "finetune"))
     found = correlations(pretrain, finetune[:, list(cohort.seen)])
     z = found.square().mean(1).clamp(min=1e-6).log()

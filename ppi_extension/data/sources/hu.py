@@ -44,6 +44,11 @@ _NEEDED = (
     "go_target_pretrain",
     "go_target_downstream",
 )
+_WHOLE = (
+    "edge_index",
+    "center_node_idx",
+    "species_id",
+)  # what indexes or names, and would be cut off at the point
 _ATTRIBUTES = len(CHANNELS) + 2  # self-loop and mask, both 0 on disk
 _BLOCK = 2048  # graphs converted at a time; their labels are 8 bytes each in the file
 
@@ -240,6 +245,7 @@ def read(path: Path, options: Options, report: Report | None = None) -> HuGraphs
         if name not in tensors or name not in slices:
             expected = "the labelled graphs (supervised/processed)" if name.startswith("go_") else "one"
             raise InputError(path, name, "nothing", expected)
+        _check_numbers(path, name, tensors[name])
     starts = {name: _starts(path, name, tensors[name], slices[name]) for name in _NEEDED}
     graphs = len(starts["x"]) - 1
     for name in _NEEDED:
@@ -252,8 +258,12 @@ def read(path: Path, options: Options, report: Report | None = None) -> HuGraphs
         found = tuple(tensors["edge_attr"].shape)
         raise InputError(path, "edge_attr", f"shape {found}", f"{_ATTRIBUTES} attributes of every edge")
     for name in ("center_node_idx", "species_id"):
-        if not np.array_equal(starts[name], np.arange(graphs + 1)):
+        if tensors[name].dim() != 1 or not np.array_equal(starts[name], np.arange(graphs + 1)):
             raise InputError(path, name, "none or several of a graph", "one of each")
+    taxa = tensors["species_id"].numpy()
+    if (taxa < 1).any():
+        graph = int((taxa < 1).argmax())
+        raise InputError(f"{path}, graph {graph}", "species_id", taxa[graph], "an NCBI taxon")
     terms = {
         kind: _terms(path, kind, starts[name], given)
         for kind, name, given in (
@@ -298,13 +308,31 @@ def _only_legacy_data() -> Iterator[None]:
         add_safe_globals(before)
 
 
+def _check_numbers(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise InputError unless NumPy can read the tensor where it lies, and it holds numbers of the right kind."""
+    kinds, expected = ("iu", "whole numbers") if name in _WHOLE else ("biuf", "real numbers")
+    try:
+        if tensor.numpy().dtype.kind in kinds:
+            return
+        found = str(tensor.dtype)
+    except (RuntimeError, TypeError):  # sparse, bfloat16, quantised, with gradients
+        found = f"{tensor.dtype}, {tensor.layout}" + (", with gradients" if tensor.requires_grad else "")
+    raise InputError(path, name, found, f"a plain tensor of {expected}")
+
+
 def _starts(path: Path, name: str, tensor: Tensor, slices: Any) -> NDArray[np.int64]:
     """(G + 1,) where the part of each graph begins.
 
     Raises:
         InputError: they do not ascend from 0 to the end of the tensor.
     """
-    starts = np.asarray(slices, dtype=np.int64).reshape(-1)
+    try:
+        found = np.asarray(slices)
+    except (RuntimeError, TypeError, ValueError):
+        found = np.array(None)
+    if found.dtype.kind not in "iu" or found.ndim != 1:
+        raise InputError(path, f"slices of {name}", type(slices).__name__, "a list of whole numbers")
+    starts = found.astype(np.int64)
     ends = tensor.dim() == 2 and tensor.shape[0] == 2 if name == "edge_index" else tensor.dim() >= 1
     length = tensor.shape[1 if name == "edge_index" else 0] if ends else -1
     if len(starts) < 2 or starts[0] != 0 or starts[-1] != length or (np.diff(starts) < 0).any():

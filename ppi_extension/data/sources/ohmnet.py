@@ -155,21 +155,27 @@ def _archive(path: Path, options: Options) -> Parts:
 
 
 def _unpacked(path: Path, archive: Mapping[str, NDArray[Any]], options: Options) -> Parts:
-    genes = archive["genes"].astype(np.str_)
-    known = archive["tissue"].tolist()
+    genes = _array(path, archive, "genes", 1, "iuU").astype(np.str_)
+    known = _array(path, archive, "tissue", 1, "U").tolist()
     graphs = []
     for tissue in _chosen(path, known, options.tissues):
-        nodes, edges = archive[f"nodes/{tissue}"], archive[f"edges/{tissue}"]
-        if nodes.ndim != 1 or nodes.size == 0 or nodes.min() < 0 or nodes.max() >= len(genes):
+        nodes = _array(path, archive, f"nodes/{tissue}", 1, "iu")
+        edges = _array(path, archive, f"edges/{tissue}", 2, "iu")
+        if nodes.size == 0 or nodes.min() < 0 or nodes.max() >= len(genes):
             raise InputError(path, f"nodes/{tissue}", f"{nodes.shape}", f"positions in {len(genes)} genes")
-        if edges.ndim != 2 or edges.shape[0] != 2:
+        if edges.shape[0] != 2:
             raise InputError(path, f"edges/{tissue}", f"shape {edges.shape}", "(2, edges)")
         graphs.append(SpeciesGraph.from_edges(tissue, HUMAN, genes[nodes], edges.T))
-    union = Labels(genes, tuple(archive["go"].tolist()), archive["Y_union"].astype(np.int8))
+    values = _array(path, archive, "Y_union", 2, "iu")
+    if not np.isin(values, (0, 1, UNLABELLED)).all():
+        raise InputError(path, "Y_union", "other values", f"1, 0 and {UNLABELLED} (unlabelled)")
+    union = Labels(genes, tuple(_array(path, archive, "go", 1, "U").tolist()), values.astype(np.int8))
     kept = {graph.name: graph for graph in graphs}
     own: dict[str, dict[str, NDArray[np.int8]]] = {}
-    for key in archive["tissue_label_keys"].tolist():
+    for key in _array(path, archive, "tissue_label_keys", 1, "U").tolist():
         tissue, _, term = key.partition("|")
+        if tissue not in known or not term.startswith("GO:"):
+            raise InputError(path, "tissue_label_keys", repr(key), "a tissue of the archive, |, GO:NUMBER")
         if tissue not in kept:
             continue
         bits, n = archive[f"lab/{tissue}/{term.removeprefix('GO:')}"], kept[tissue].num_nodes
@@ -187,6 +193,24 @@ def _unpacked(path: Path, archive: Mapping[str, NDArray[Any]], options: Options)
         for tissue, columns in own.items()
     ]
     return graphs, union, labels
+
+
+_KINDS = {"iu": "whole numbers", "U": "texts", "iuU": "whole numbers or texts"}
+
+
+def _array(
+    path: Path, archive: Mapping[str, NDArray[Any]], name: str, dimensions: int, kinds: str
+) -> NDArray[Any]:
+    """One of the archive's arrays.
+
+    Raises:
+        InputError: another number of dimensions, or of a kind (NumPy's letters) that is not among ``kinds``.
+    """
+    values = archive[name]
+    if values.ndim != dimensions or values.dtype.kind not in kinds:
+        expected = f"{_KINDS[kinds]} in {dimensions} dimension{'s' if dimensions > 1 else ''}"
+        raise InputError(path, name, f"{values.dtype} of shape {values.shape}", expected)
+    return values
 
 
 def _part(folder: Path, name: str) -> Path | None:

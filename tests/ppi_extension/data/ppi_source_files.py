@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -240,8 +240,13 @@ def hu_arrays(graphs: int = 9, pretrain: int = 5, finetune: int = 3) -> dict[str
     return out
 
 
-def write_hu(path: Path, arrays: Mapping[str, list[NDArray[Any]]], zipped: bool = False) -> Path:
-    """(data, slices) as an early PyG pickled them: a Data whose state is its attributes."""
+def write_hu(
+    path: Path,
+    arrays: Mapping[str, list[NDArray[Any]]],
+    zipped: bool = False,
+    change: Callable[[Any, dict[str, Any]], None] | None = None,
+) -> Path:
+    """(data, slices) as an early PyG pickled them: a Data whose state is its attributes; ``change`` breaks them."""
     import torch
     from torch_geometric.data import data as module
 
@@ -255,6 +260,8 @@ def write_hu(path: Path, arrays: Mapping[str, list[NDArray[Any]]], zipped: bool 
         setattr(data, name, torch.from_numpy(np.concatenate(parts, axis=axis)))
         slices[name] = torch.tensor(np.cumsum([0, *(part.shape[axis] for part in parts)]))
     data.__dict__ |= {"y": None, "pos": None}
+    if change is not None:
+        change(data, slices)
     path.parent.mkdir(parents=True, exist_ok=True)
     with patch.object(
         module, "Data", Data

@@ -132,7 +132,7 @@ def test_what_cannot_be_built_is_said(tmp_path: Path) -> None:
         build(
             SourceData(source.graphs, [strangers]), tmp_path / "store", BuildSettings(pretrain_terms=("t",))
         )
-    for settings in ({"finetune_fraction": 1.0}, {"limit": 0}):
+    for settings in ({"finetune_fraction": 1.0}, {"limit": 0}, {"depth": 0}, {"fanout": 0}):
         with pytest.raises(InputError, match=next(iter(settings))):
             BuildSettings(**settings)
     assert not list(tmp_path.iterdir())

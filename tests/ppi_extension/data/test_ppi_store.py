@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,9 +171,34 @@ def _forget_an_array(store: Path) -> None:
     (store / "info.json").write_text(json.dumps(info))
 
 
+def _info(**change: Any) -> Callable[[Path], None]:
+    def breaking(store: Path) -> None:
+        info = json.loads((store / "info.json").read_text())
+        (store / "info.json").write_text(json.dumps(info | change))
+
+    return breaking
+
+
+def _forget_a_size(store: Path) -> None:
+    info = json.loads((store / "info.json").read_text())
+    del info["arrays"]["higher"]["bytes"]
+    (store / "info.json").write_text(json.dumps(info))
+
+
+def _forget_tasks(store: Path) -> None:
+    info = json.loads((store / "info.json").read_text())
+    _info(pretrain_terms=info["pretrain_terms"][:-1])(store)
+
+
 @pytest.mark.parametrize(
     ("breaking", "words"),
     [
+        (_forget_a_size, "info.json: arrays: higher: found {'crc32'"),
+        (_forget_tasks, "info.json: pretrain_terms: found"),
+        (_info(pretrain_terms=[f"t{n}" for n in range(99)]), "info.json: pretrain_terms: found 99"),
+        (_info(graphs=["one"]), "info.json: graphs: found list"),
+        (_info(graphs={"one": 1}), "info.json: graphs: found 1, expected 2"),
+        (_info(term_names=None), "info.json: term_names: found NoneType"),
         (_forget_an_array, "info.json: content: found no 'higher'"),
         (_flip_a_byte, "targets.npy: checksum"),
         (_other_version, "info.json: format: found 0, expected 1"),

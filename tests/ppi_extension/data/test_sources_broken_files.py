@@ -332,6 +332,10 @@ def test_ohmnet_archives(tmp_path: Path, real_data: Path) -> None:
         arrays = {name: archive[name] for name in archive.files}
     changes: dict[str, Any] = {
         "genes": None,
+        "genes ": np.array(3),
+        "edges/aorta ": arrays["edges/aorta"] + 0.5,
+        "Y_union ": arrays["Y_union"].astype(np.int32) + 256 * (arrays["Y_union"] == 1),
+        "tissue_label_keys": np.array(["x"]),
         "nodes/aorta": np.array([9999]),
         "edges/aorta": np.array([1, 2]),
         "Y_union": arrays["Y_union"][:5],
@@ -339,9 +343,10 @@ def test_ohmnet_archives(tmp_path: Path, real_data: Path) -> None:
         "tissue": np.array([{}], dtype=object),
     }
     for name, value in changes.items():
-        changed = {key: array for key, array in arrays.items() if key != name}
-        np.savez(path, **(changed if value is None else {**changed, name: value}))
-        _refused("ohmnet", path, "ppi.npz" if name != "Y_union" else "labels", None)
+        key = name.strip()
+        np.savez(path, **{k: v for k, v in {**arrays, key: value}.items() if v is not None})
+        said = _refused("ohmnet", path, "ppi.npz" if name != "Y_union" else "labels", None)
+        assert not (name.endswith(" ") or key == "tissue_label_keys") or f"{key}: found" in said
     np.save(tmp_path / "one.npy", np.arange(3))
     _refused("ohmnet", tmp_path / "one.npy", "one.npy", None)
 
@@ -435,6 +440,35 @@ def test_a_file_of_hu_that_is_wrong(tmp_path: Path) -> None:
     for content in ({"a": 1}, (1, 2), [torch.zeros(2)]):
         torch.save(content, path)
         assert "(data, slices) of Hu et al." in _refused("hu", path, "data.pt", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("edge_index", lambda x: x.float(), "edge_index: found torch.float32"),
+        ("center_node_idx", lambda x: x + 0.5, "center_node_idx: found torch.float32"),
+        ("center_node_idx", lambda x: x[:, None], "center_node_idx: found none or several"),
+        ("species_id", lambda x: -x, "graph 0: species_id: found -3702"),
+        ("edge_attr", lambda x: x.to_sparse(), "edge_attr: found torch.float32, torch.sparse_coo"),
+        ("edge_attr", lambda x: x.bfloat16(), "edge_attr: found torch.bfloat16"),
+        ("edge_attr", lambda x: x.requires_grad_(), "with gradients"),
+        ("slices", lambda x: {"a": 1}, "slices of x: found dict"),
+        ("slices", lambda x: "abc", "slices of x: found str"),
+        ("slices", lambda x: None, "slices of x: found NoneType"),
+        ("slices", lambda x: x + 0.4, "slices of x: found Tensor, expected a list of whole numbers"),
+    ],
+)
+def test_tensors_of_hu_that_are_of_another_kind(
+    tmp_path: Path, name: str, change: Callable[[Any], Any], said: str
+) -> None:
+    def changed(data: Any, slices: dict[str, Any]) -> None:
+        if name == "slices":
+            slices["x"] = change(slices["x"])
+        else:
+            setattr(data, name, change(getattr(data, name)))
+
+    path = write_hu(tmp_path / "data.pt", hu_arrays(), change=changed)
+    assert said in _refused("hu", path, "data.pt", None)
 
 
 class _Hostile:

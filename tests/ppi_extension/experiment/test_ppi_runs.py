@@ -129,6 +129,20 @@ def test_going_on_repeats_nothing_and_more_seeds_are_added(every: Path, store_fo
 
 
 @pytest.mark.slow
+def test_controls_that_take_the_weights_of_meta_go_on_too(tmp_path: Path, store_folder: Path) -> None:
+    folder, arms = tmp_path / "study", "arms=[supervised,meta,permuted,retrained]"
+    assert pretrain(folder, store_folder, arms) == 0
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("runs/*/*/encoders/*/model.safetensors")}
+    assert pretrain(folder, store_folder, arms) == 0
+    assert call("finetune", folder, "finetune.epochs=1") == 0
+    assert pretrain(folder, store_folder, arms, "seeds=2") == 0
+    assert all(file.stat().st_mtime_ns == time for file, time in before.items())
+    assert {row["arm"]: len(row["by_seed"]) for row in results(folder)["rows"]} == dict.fromkeys(
+        ("supervised", "meta", "permuted", "retrained"), 2
+    )
+
+
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(every: Path, tmp_path: Path, store_folder: Path) -> None:
     folder = tmp_path / "study"
     arms = "arms=[supervised,meta,permuted]"
@@ -260,6 +274,19 @@ def test_another_store_than_the_one_it_began_with_is_refused(
     assert "other graphs" in error_line(capsys.readouterr().err)
 
 
+@pytest.mark.slow
+def test_the_demo_says_what_harmful_tasks_cost_uniform_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("data.planted.genes=90", "data.planted.species=2", "data.finetune_share=1", "seeds=2")
+    short = ("pretrain.max_steps=8", "meta.warmup_epochs=0", "finetune.epochs=2", "processes=1")
+    assert call("demo", "--out", tmp_path / "demo", *small, *short, "through=evaluate") == 0
+    rows = {row["arm"]: row for row in results(tmp_path / "demo")["rows"]}
+    assert rows["oracle"]["difference"]["n"] == 2
+    assert "difference" not in rows["supervised"]
+    assert "oracle" in capsys.readouterr().out
+
+
 def test_an_oracle_needs_to_know_what_is_useful(
     tmp_path: Path, store: EgoStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,6 +297,32 @@ def test_an_oracle_needs_to_know_what_is_useful(
     (folder / "info.json").write_text(json.dumps(info))
     assert pretrain(tmp_path / "study", folder, "arms=[oracle]") == 2
     assert "a planted problem, or a store with distractors" in error_line(capsys.readouterr().err)
+
+
+def test_an_experiment_finds_its_graphs_from_any_working_directory(
+    tmp_path: Path, store_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, given = tmp_path / "study", [f"data.store={store_folder.name}"]
+    monkeypatch.chdir(store_folder.parent)
+    study = Study.create(folder, Study.read(None, given))
+    study.set_later(Study.read(None, given))
+    monkeypatch.chdir(tmp_path)
+    assert Study.open(folder).store == store_folder
+    assert Study.open(folder).with_overrides(["finetune.epochs=1"]).data.store == str(store_folder)
+    monkeypatch.chdir(store_folder.parent)
+    Study.check(folder, Study.read(None, given))
+    # One that was begun when the path was kept as it was given goes on where it was begun.
+    for file in (folder / "config.yaml", folder / "later.yaml"):
+        file.write_text(file.read_text().replace(str(store_folder), store_folder.name))
+    assert Study.open(folder).store == store_folder
+    Study.check(folder, Study.read(None, given))
+
+
+@pytest.mark.parametrize("arm", FROM_META)
+def test_the_run_of_a_control_is_taken_up_again(tmp_path: Path, arm: str) -> None:
+    study = Study(tmp_path, Study.read(None, [f"arms=[meta,{arm}]"]))
+    for _ in range(2):
+        assert study.run(arm, 0, create=True).arm == arm
 
 
 def test_separation_of_a_planted_problem(tmp_path: Path, store_folder: Path) -> None:

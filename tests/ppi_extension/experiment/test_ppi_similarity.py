@@ -39,3 +39,18 @@ def test_only_training_genes_and_tasks_that_pre_training_may_see_count(store: Eg
     other = replace(cohort, validation=cohort.test, test=cohort.validation)
     assert similarity(other).equal(similarity(cohort))
     assert not similarity(replace(cohort, seen=cohort.seen[1:])).equal(similarity(cohort))
+
+
+def test_labels_that_partial_access_withholds_do_not_count(store: EgoStore) -> None:
+    cohort, whole = (divide(store, read(None, [f"meta.share={share}"]), 0) for share in (0.5, 1))
+    withheld = replace(cohort, train=cohort.metaft)
+    assert len(withheld.train) < len(cohort.train)
+    assert similarity(withheld).equal(similarity(cohort))
+    assert not similarity(cohort).equal(similarity(whole))
+
+
+def test_with_full_access_all_training_genes_count_in_any_order(store: EgoStore) -> None:
+    cohort = divide(store, read(None, []), 0)
+    assert not np.array_equal(cohort.metaft, cohort.train)
+    ordered = replace(cohort, metaft_train=cohort.train, metaft_validation=cohort.train[:0])
+    assert similarity(cohort).equal(similarity(ordered))
