@@ -234,6 +234,16 @@ def test_the_command_finds_out_what_a_folder_holds(run: Run, real_data: Path, tm
     assert values["learned"][0]["before"] is None
 
 
+def refused(run: Run, said: str, folder: Path, *options: object) -> None:
+    """The card of ``folder / "warp"`` ends in one line that says so."""
+    code, _, err = run(folder / "warp", *options, "-o", folder / "card.html")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: ")
+    assert said in err
+    assert "Traceback" not in err
+    assert not (folder / "card.html").exists()
+
+
 @pytest.mark.parametrize(
     ("leads", "options", "said"),
     [
@@ -248,12 +258,7 @@ def test_bad_input_is_one_line_and_code_2(
     run: Run, leads: int, options: tuple[str, ...], said: str, tmp_path: Path
 ) -> None:
     LearnedWarp(leads, 1.0, 100.0).save_pretrained(tmp_path / "warp")
-    code, _, err = run(tmp_path / "warp", *options, "-o", tmp_path / "card.html")
-    assert code == 2
-    assert err.splitlines()[-1].startswith("error: ")
-    assert said in err
-    assert "Traceback" not in err
-    assert not (tmp_path / "card.html").exists()
+    refused(run, said, tmp_path, *options)
 
 
 @pytest.mark.parametrize(
@@ -280,12 +285,7 @@ def test_another_augmenter_is_not_what_it_was_before(
     LearnedWarp(12, 1.0, 100.0).save_pretrained(tmp_path / "warp")
     before.save_pretrained(tmp_path / "other")
     options = ("--data", "synthetic", "--records", 2, "--before", tmp_path / "other")
-    code, _, err = run(tmp_path / "warp", *options, "-o", tmp_path / "card.html")
-    assert code == 2
-    assert err.splitlines()[-1].startswith("error: ")
-    assert said in err
-    assert "Traceback" not in err
-    assert not (tmp_path / "card.html").exists()
+    refused(run, said, tmp_path, *options)
 
 
 def test_no_augmenter_is_said(run: Run, tmp_path: Path) -> None:
