@@ -402,7 +402,7 @@ def test_what_counts_samples_refuses_another_rate_with_the_reason() -> None:
         ({"powerline": {"frequency": 60.0}}, "powerline: frequency: found 60 Hz, expected .* 50 Hz"),
         ({"powerline": {"frequency": "40"}}, "powerline: settings: found {'frequency': '40'}"),
         ({"band_stop": {"high": 51.0}}, "band_stop: low, high: found 0.5, 51, expected"),
-        ({"paper_warp": {"steps": "many"}}, "paper_warp: settings: found {'steps': 'many'}"),
+        ({"paper_warp": {"steps": "many"}}, "paper_warp: steps: found many, expected a whole number"),
     ],
 )
 def test_settings_that_an_operation_cannot_take_are_refused_when_they_are_given(

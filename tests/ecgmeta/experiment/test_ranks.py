@@ -68,16 +68,20 @@ def test_torchrun_pretrains_as_one_process_does(tmp_path: Path) -> None:
     for arm in ("", "compare/simclr"):
         one, two = _lines(tmp_path / "one" / arm), _lines(tmp_path / "two" / arm)
         assert [line["step"] for line in two] == [line["step"] for line in one]
-        assert [x["pretrain_loss"] for x in two] == pytest.approx([x["pretrain_loss"] for x in one], rel=1e-5)
+        losses, expected = ([x["pretrain_loss"] for x in lines] for lines in (two, one))
+        assert losses[0] == pytest.approx(expected[0], rel=1e-6)
+        # Rounding grows through Adam: 1e-5 after eight steps.
+        assert losses == pytest.approx(expected, rel=1e-4)
     norms = [[x["hyper"]["norm"] for x in _lines(tmp_path / run) if "hyper" in x] for run in ("one", "two")]
     assert len(norms[0]) == 4
     # Equal sums in another order, in float32, which Adam then divides by numbers near 0; test_gather.py has them in float64.
     assert norms[1][0] == pytest.approx(norms[0][0], rel=1e-3)
     assert norms[1] == pytest.approx(norms[0], rel=0.1)
     phi = [load_file(tmp_path / run / "augmenter" / "model.safetensors") for run in ("one", "two")]
-    # Adam's first steps are of the length of its learning rate, 0.03, whatever the gradient: rounding counts for little of it.
+    # Adam's first four steps are of the length of its learning rate, 0.03, whatever the gradient: rounding, 2 % of the third
+    # hypergradient, counts for little of them.
     for name, value in phi[0].items():
-        torch.testing.assert_close(phi[1][name], value, rtol=0, atol=1e-3, msg=name)
+        torch.testing.assert_close(phi[1][name], value, rtol=0, atol=5e-3, msg=name)
     assert "pre-training meta" in output
     assert "batch normalisation" not in output
     assert (
