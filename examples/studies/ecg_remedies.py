@@ -52,6 +52,7 @@ class Remedy:
 
     Attributes:
         meta: settings of :class:`~examples.studies.ecg_arms.Meta`.
+        learn: what moves φ, see :func:`~examples.studies.ecg_arms.pretrain`: no remedy but a control where it is not ``"ours"``.
         draws: of pre-training batch and noise, whose mean hypergradient a φ step takes.
         terms, step_size: of the Neumann series; 0 terms: no inverse.
         adam: eps of Adam's preconditioner in it, in units of a gradient; 0: none.
@@ -67,6 +68,7 @@ class Remedy:
     """
 
     meta: dict[str, Any] = field(default_factory=dict)
+    learn: str = "ours"
     draws: int = 1
     terms: int = 0
     step_size: float = 1.0
@@ -285,7 +287,7 @@ def _pretrained(text: str, seed: int) -> tuple[Pretrained, Watch]:
         path = torch.stack([one.path for one in runs]).log().mean(0).exp()
         before = sum(one.seconds for one in runs)
     else:
-        learn = "ours"
+        learn = remedy.learn
     run = inputs.get("run", 1)
     own = seed if run == 1 else derive(seed, "run", run)
     encoder = untrained(unlabelled, own)

@@ -27,6 +27,7 @@ from examples.studies.report import forest, table
 from examples.studies.statistics import by_seed, differences, mean, paired, seeds_needed
 from examples.studies.study import Outcome, Result, Section, Task
 
+OVER = {"meta": "meta", "all": ALL, "walk": "best of 3 walk", "paper": "best of 3 meta (paper)"}
 Gains = Mapping[str, tuple[str, Estimate] | None]
 
 
@@ -42,14 +43,14 @@ def section(
     known: dict[str, Outcome] = {}
     for arm in plan.chosen:
         gains = {s: gain(results, number, s, arm, plan.without) for s in names}
-        over = {other: {s: _over(results, number, s, arm, other) for s in names} for other in ("meta", ALL)}
+        over = {
+            short: {s: _over(results, number, s, arm, other) for s in names} for short, other in OVER.items()
+        }
         known |= {
             f"{arm}, gain": large_gain(gains),
             f"{arm}, estimate": _estimate(gains),
             f"{arm}, no loss": no_loss(gains),
-            f"{arm}, over meta": no_loss(over["meta"]),
-            f"{arm}, over all": no_loss(over[ALL]),
-        }
+        } | {f"{arm}, over {short}": no_loss(found) for short, found in over.items()}
     outcomes = {name: interim(known[name], seeds, wanted) for name in plan.expected}
     counted = ", ".join(f"{n} of `{name}`" for name, n in seeds.items())
     parts = [f"Seeds of which every arm is done, and which alone are reported: {counted}."]
