@@ -38,6 +38,7 @@ from examples.studies.ecg_arms import (
     encoded_frames,
     learned_numbers,
     pretrain,
+    ramp,
     scaled,
     score,
     untrained,
@@ -62,6 +63,7 @@ class Settings:
         test: share of the LUDB subjects.
         min_positives: of a diagnosis, among the 200.
         start, factors, trials, spread: as in the study ``ecg_synthetic``.
+        runs: of `meta`, each from an initialisation and with batches of its own, of which the criterion may choose one.
         meta_labels: task -> records whose labels a φ step draws.
     """
 
@@ -76,6 +78,7 @@ class Settings:
     factors: list[float] = field(default_factory=lambda: [0.3, 1.0, 3.0])
     trials: int = 3
     spread: float = 1.5
+    runs: int = 3
 
 
 @dataclass
@@ -91,7 +94,7 @@ class Plan(study.Plan):
 def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
     """Repetition by repetition; an arm that sees no labels pre-trains once for both tasks."""
     common = asdict(settings)
-    for key in ("tasks", "factors", "trials", "spread", "meta_labels"):
+    for key in ("tasks", "factors", "trials", "spread", "meta_labels", "runs"):
         del common[key]
     for seed in seeds:
         arms: list[tuple[str, dict[str, Any]]] = [("no pre-training", {}), ("random encoder", {})]
@@ -99,6 +102,7 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
         arms += [
             (f"search {t}", {"trial": t, "spread": settings.spread}) for t in range(1, settings.trials + 1)
         ]
+        arms += [("ramp", {"ramp": [min(settings.factors), max(settings.factors)]})]
         for arm, own in arms:
             for name in settings.tasks:
                 yield Task(arm, name, seed, common | own)
@@ -111,6 +115,8 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
                 ("random_walk", "walk"),
             ):
                 yield Task(arm, name, seed, inputs | {"learn": learn})
+            for run in range(2, settings.runs + 1):
+                yield Task(f"meta {run}", name, seed, inputs | {"learn": "ours", "run": run})
 
 
 def run(task: Task) -> Mapping[str, float]:
@@ -150,14 +156,18 @@ def _cached(text: str, seed: int, name: str) -> Pretrained:
     inputs = json.loads(text)
     data = repetition(seed, inputs["test"], inputs["min_positives"])
     start, training, meta = inputs["start"], Training(**inputs["training"]), Meta(**inputs["meta"])
-    learn = inputs.get("learn", "")
+    learn, path = inputs.get("learn", ""), None
     if "factor" in inputs:
         start = scaled(start, inputs["factor"])
     if "trial" in inputs:
         start = drawn(start, inputs["spread"], seed, inputs["trial"])
+    if "ramp" in inputs:
+        path = ramp(start, *inputs["ramp"], training.steps)
     if learn == "retrained":
         start = _cached(json.dumps({**inputs, "learn": "ours"}), seed, name).magnitudes
         seed, learn = derive(seed, "retrained"), ""
+    if "run" in inputs:
+        seed = derive(seed, "run", inputs["run"])
     return pretrain(
         data.unlabelled,
         data.train[name],
@@ -168,6 +178,7 @@ def _cached(text: str, seed: int, name: str) -> Pretrained:
         learn=learn,
         head=HEADS[name],
         crop=CROP,
+        path=path,
     )
 
 

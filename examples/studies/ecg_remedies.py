@@ -52,7 +52,7 @@ class Remedy:
 
     Attributes:
         meta: settings of :class:`~examples.studies.ecg_arms.Meta`.
-        learn: what moves φ, see :func:`~examples.studies.ecg_arms.pretrain`: no remedy but a control where it is not ``"ours"``.
+        learn: what moves φ, see :func:`~examples.studies.ecg_arms.pretrain`; not a remedy but a control where it is not ours.
         draws: of pre-training batch and noise, whose mean hypergradient a φ step takes.
         terms, step_size: of the Neumann series; 0 terms: no inverse.
         adam: eps of Adam's preconditioner in it, in units of a gradient; 0: none.

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ecgmeta.augment import LearnedPolicy
 from ecgmeta.augment.functional import OPERATIONS
 from ecgmeta.augment.policy import Draw
 from ecgmeta.augment.taskaug import TASKAUG_OPERATIONS
-from ecgmeta.bilevel import SGD, ConjugateGradient, ImplicitHead, MetaState, Schedule, meta_train
+from ecgmeta.bilevel import SGD, ConjugateGradient, ImplicitHead, MetaState, Schedule, meta_train, paper
 from ecgmeta.bilevel.implicit_head import leave_one_out, standardise
 from ecgmeta.bilevel.trees import Tree
 from ecgmeta.data import SyntheticCohort
@@ -39,7 +39,8 @@ DECAY, PENALTY = 3e-3, 0.1
 LEARNED = ("from below", "from above")
 BAR = 15.0  # per cent of the truth
 Batch = tuple[Tensor, Draw]
-Control = Literal["none", "random_walk"]
+Way = Literal["ours", "paper", "random_walk"]
+WAYS: Mapping[str, Way] = {"walk": "random_walk", "paper": "paper"}
 Errors = Mapping[tuple[str, str], Mapping[int, float]]
 
 
@@ -62,6 +63,7 @@ class Settings:
     steps, warmup, period, batch_size, lr: of pre-training (Adam), and when a φ step is taken.
     phi_lr: of φ's Adam, whose parameter is the square root of the magnitude; it falls to a tenth as a cosine does.
     iterations: of conjugate gradients.
+    paper_head_lr: of the arms with the paper's settings, whose φ steps come every tenth step.
     trials: of the random search, whole runs without learning: one that learns takes less time than two.
     """
 
@@ -76,6 +78,7 @@ class Settings:
     lr: float = 3e-2
     phi_lr: float = 0.1
     iterations: int = 30
+    paper_head_lr: float = 1e-4
     trials: int = 2
 
 
@@ -167,11 +170,14 @@ class Batches:
 
 def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
     common = asdict(settings)
-    del common["situations"]
+    del common["situations"], common["paper_head_lr"]
     for seed in seeds:
         for name, situation in settings.situations.items():
+            inputs = common | {"situation": asdict(situation)}
             for arm in (*LEARNED, "walk from below", "walk from above", "search"):
-                yield Task(arm, name, seed, common | {"situation": asdict(situation)})
+                yield Task(arm, name, seed, inputs)
+            for arm in (f"paper {start}" for start in LEARNED):
+                yield Task(arm, name, seed, inputs | {"paper_head_lr": settings.paper_head_lr})
 
 
 def run(task: Task) -> Mapping[str, float]:
@@ -183,8 +189,8 @@ def run(task: Task) -> Mapping[str, float]:
     if task.arm == "search":
         return _searched(problem, situation.truth, settings, task.seed)
     start = settings.below if task.arm.endswith("below") else settings.above
-    control: Control = "random_walk" if task.arm.startswith("walk") else "none"
-    found, loss = pretrained(problem, settings, task.seed, start * situation.truth, control)
+    way = WAYS.get(task.arm.split()[0], "ours")
+    found, loss = pretrained(problem, settings, task.seed, start * situation.truth, way)
     return {"found": found / situation.truth, "validation": loss}
 
 
@@ -198,12 +204,12 @@ def _searched(problem: Problem, truth: float, settings: Settings, seed: int) -> 
 
 
 def pretrained(
-    problem: Problem, settings: Settings, seed: int, start: float, control: Control | None = "none"
+    problem: Problem, settings: Settings, seed: int, start: float, way: Way | None = "ours"
 ) -> tuple[float, float]:
     """The magnitude, a geometric mean over the last quarter of the φ steps, and the validation loss at the end.
 
     Args:
-        control: of `meta_train`; None: φ is held.
+        way: to move φ; None: it is held.
     """
     theta = {"w": torch.zeros(2 * FEATURES + 1, CLASSES, requires_grad=True)}
     phi = {"g": torch.full((1, 1, 1), math.sqrt(start), requires_grad=True)}
@@ -215,18 +221,13 @@ def pretrained(
         theta_optimizer=torch.optim.Adam(theta.values(), lr=settings.lr),
         phi_optimizer=phi_optimizer,
     )
-    period = 0 if control is None else settings.period
     path = []
     for report in meta_train(
         problem,
         state,
         Batches(problem, settings.batch_size, seed),
-        schedule=Schedule(settings.steps, period=period, warmup=settings.warmup),
-        finetune=ImplicitHead("ridge", penalty=PENALTY),
-        head_optimizer=SGD(1e-4),
-        inverse=ConjugateGradient(settings.iterations, damping=DECAY),
-        control=control or "none",
         seed=seed,
+        **_engine(settings, way),
     ):
         done = max(0.0, (report.step - settings.warmup) / (settings.steps - settings.warmup))
         for group in phi_optimizer.param_groups:
@@ -234,6 +235,18 @@ def pretrained(
         path.append(2 * math.log(abs(float(phi["g"].detach()))))
     last = (settings.steps - settings.warmup) // 4
     return math.exp(fmean(path[-last:])), problem.validation(theta)
+
+
+def _engine(settings: Settings, way: Way | None) -> dict[str, Any]:
+    if way == "paper":
+        return paper(settings.steps, settings.warmup, lr=settings.lr, head_lr=settings.paper_head_lr)
+    return {
+        "schedule": Schedule(settings.steps, settings.period if way else 0, settings.warmup),
+        "finetune": ImplicitHead("ridge", penalty=PENALTY),
+        "head_optimizer": SGD(1e-4),
+        "inverse": ConjugateGradient(settings.iterations, damping=DECAY),
+        "control": "random_walk" if way == "random_walk" else "none",
+    }
 
 
 def report(plan: Plan, results: Sequence[Result]) -> Section:
@@ -261,6 +274,7 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
             "magnitude": _within(errors, names),
             "search": _nearer(errors, names, dict.fromkeys(LEARNED, "search")),
             "walk": _nearer(errors, names, {start: f"walk {start}" for start in LEARNED}),
+            "paper": _nearer(errors, names, {start: f"paper {start}" for start in LEARNED}),
         },
         table(head, rows),
     )

@@ -32,7 +32,7 @@ class Build(ppi_real.Build):
 class Settings(ppi_real.Settings):
     """Attributes:
     phi: keys that differ from the config, too, in arms that read fine-tuning labels while they pre-train, and in those that
-        take the weights which `meta` has learned. The others do not depend on them.
+        take the weights which `meta` has learned. The others do not depend on them, and a variant has its own.
     """
 
     phi: list[str] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Plan(ppi_real.Plan):
 
 def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
     for task in ppi_real.tasks(settings, seeds):
-        if task.arm in WITHOUT_PHI:
+        if task.arm in (*WITHOUT_PHI, *settings.variants):
             yield task
         else:
             overrides = [*task.inputs["overrides"], *settings.phi]
