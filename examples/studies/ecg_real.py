@@ -162,7 +162,8 @@ def _cached(text: str, seed: int, name: str) -> Pretrained:
     if "trial" in inputs:
         start = drawn(start, inputs["spread"], seed, inputs["trial"])
     if "ramp" in inputs:
-        path = ramp(start, *inputs["ramp"], training.steps)
+        low, high = inputs["ramp"]
+        path = ramp(start, low, high, training.steps)
     if learn == "retrained":
         start = _cached(json.dumps({**inputs, "learn": "ours"}), seed, name).magnitudes
         seed, learn = derive(seed, "retrained"), ""
