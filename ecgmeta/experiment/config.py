@@ -93,7 +93,9 @@ class Policy:
             *("gain", "time_mask", "lead_dropout", "identity"),
         ]
     )
-    stages: int = 2
+    selector: str = "sampled"  # a stage draws one of them for each record; or "chain": all, one after another
+    stages: int = 2  # of "sampled"
+    gate: bool = True  # learn how often an operation is applied; else always
     magnitude: str = "global"  # "lead": each lead its own; "network": each record its own
     start: float = 0.5  # initial magnitudes, in units of the operations' typical ones
     probability: float = 0.5  # initial probability that a chosen operation is applied
@@ -263,6 +265,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "data.windows": ("first", "all"),
     "data.on_error": ("raise", "skip"),
     "augment.augmenter": tuple(AUGMENTERS),
+    "augment.policy.selector": ("sampled", "chain"),
     "augment.policy.magnitude": ("global", "lead", "network"),
     "accelerator": ("cpu", "cuda", "auto"),
 }

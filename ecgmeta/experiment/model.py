@@ -110,7 +110,9 @@ def _augmenter_as_configured(config: Experiment, encoder: Encoder) -> Augmenter:
     if augment.augmenter == "policy":
         return LearnedPolicy(
             ops=tuple(augment.policy.ops),
-            stages=augment.policy.stages,
+            selector=cast(Any, augment.policy.selector),
+            stages=augment.policy.stages if augment.policy.selector == "sampled" else None,
+            gate=augment.policy.gate,
             magnitude=cast(Any, augment.policy.magnitude),
             start=augment.policy.start,
             probability=augment.policy.probability,

@@ -265,7 +265,9 @@ def _augmenter(run: Run, cohort: Cohort) -> AugmenterSummary | None:
     for then, now in zip(before.learned(x), after.learned(x), strict=True):
         means = (float(then.values.mean()), float(now.values.mean()))
         rows.append(Parameter(f"{now.group}: {now.name}", now.unit if now.unit != "1" else "", *means))
-    about = "Each record gets one operation a stage; magnitudes are means over the first 256 recordings."
+    policy = run.config.augment.policy
+    order = "every operation, in turn" if policy.selector == "chain" else "one operation a stage"
+    about = f"Each record gets {order}; magnitudes are means over the first 256 recordings."
     return AugmenterSummary(f"Learned policy ({how})", rows, [], about + signal)
 
 

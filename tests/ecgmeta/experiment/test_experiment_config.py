@@ -38,6 +38,25 @@ def test_the_constants_are_those_of_the_rooms_they_stand_for() -> None:
     assert WARP_SAMPLES == SHORTEST
 
 
+def test_the_chain_is_what_the_studies_learn() -> None:
+    from ecgmeta.encoders import create_encoder
+    from ecgmeta.experiment.model import build_augmenter
+    from examples.studies.ecg_arms import policy_of
+    from examples.studies.study import load
+
+    start = load("ecg_remedies").plan.settings.situations["shifted"].start
+    config = read(ROOT / "configs" / "ecg" / "chain.yaml", [])
+    policy = build_augmenter(config, create_encoder("resnet18", leads=4, width=8))
+    studied = policy_of(start, leads=4)
+    assert (policy.ops, policy.selector) == (studied.ops, "chain")
+    assert [name for name, _ in policy.named_parameters()] == ["g"]
+    assert policy.g[..., 0].diagonal().tolist() == pytest.approx(studied.g[..., 0].diagonal().tolist())
+    policy = build_augmenter(
+        read(None, ["augment.augmenter=policy"]), create_encoder("resnet18", leads=4, width=8)
+    )
+    assert [name for name, _ in policy.named_parameters()] == ["g", "logits", "gate_logits"]
+
+
 def test_the_defaults_are_in_range() -> None:
     check(Experiment())
 
@@ -76,6 +95,7 @@ def test_the_defaults_are_in_range() -> None:
         ),
         *("augment.augmenter=wrap", "augment.policy.magnitude=class", "augment.policy.start=0"),
         *("augment.policy.ops=[]", "augment.policy.stages=0", "augment.policy.probability=1"),
+        "augment.policy.selector=all",
     ],
 )
 def test_values_out_of_range_are_named(override: str) -> None:
