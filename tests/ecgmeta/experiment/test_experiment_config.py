@@ -39,6 +39,7 @@ def test_the_constants_are_those_of_the_rooms_they_stand_for() -> None:
 
 
 def test_the_chain_is_what_the_studies_learn() -> None:
+    from ecgmeta.augment import LearnedPolicy
     from ecgmeta.encoders import create_encoder
     from ecgmeta.experiment.model import build_augmenter
     from examples.studies.ecg_arms import policy_of
@@ -48,6 +49,7 @@ def test_the_chain_is_what_the_studies_learn() -> None:
     config = read(ROOT / "configs" / "ecg" / "chain.yaml", [])
     policy = build_augmenter(config, create_encoder("resnet18", leads=4, width=8))
     studied = policy_of(start, leads=4)
+    assert isinstance(policy, LearnedPolicy)
     assert (policy.ops, policy.selector) == (studied.ops, "chain")
     assert [name for name, _ in policy.named_parameters()] == ["g"]
     assert policy.g[..., 0].diagonal().tolist() == pytest.approx(studied.g[..., 0].diagonal().tolist())
