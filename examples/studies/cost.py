@@ -15,22 +15,20 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ecgmeta.encoders import Encoder, create_encoder
 from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.page.charts import Estimate
 from ecgmeta.runtime.seeds import seeded, torch_generator
 from examples.studies import study
 from examples.studies.ecg_arms import Meta, Records, Training, pretrain
 from examples.studies.ecg_report import values, whole
-from examples.studies.report import table
+from examples.studies.report import forest, table
 from examples.studies.statistics import by_seed, mean
 from examples.studies.study import Outcome, Result, Section, Task, load, read_results, results_file
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ARMS: Mapping[str, tuple[str, dict[str, int]]] = {  # arm -> how it learns, and its settings
     "ours, P = 1": ("ours", {"period": 1}),
@@ -171,6 +169,7 @@ def _kilobytes(status: str, name: str) -> int:
 def report(plan: Plan, results: Sequence[Result]) -> Section:
     networks = list(plan.settings.networks)
     rows, ratios, memory = [], {}, []
+    pictured: dict[str, dict[str, Estimate]] = {}
     for network in networks:
         for arm in ARMS:
             found = {
@@ -182,6 +181,8 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
             ratio, more = mean(found["ratio"]), mean(found["memory ratio"])
             ratios[arm, network] = ratio.value
             memory.append(more.value)
+            for what, estimate in (("whole run", ratio), ("peak of memory", more)):
+                pictured.setdefault(f"{what}, {network}", {})[arm] = Estimate(estimate.value)
             plain, size = (median(found[n].values()) for n in ("plain, s a step", "plain, MB"))
             rows.append(
                 (network, arm, f"{plain:.3f}", f"{ratio.value:.2f}", f"{size:.0f}", f"{more.value:.2f}")
@@ -211,8 +212,9 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
         "search": text,
     }
     body = "\n\n".join([table(head, rows), needed, plan.notes.strip()])
-    figures: Mapping[str, Figure] = {}
-    return Section({name: known[name] for name in plan.expected}, body, figures)
+    page = forest(pictured, "times that of plain pre-training (dashed: as much)", 1.0)
+    body += "\n\n![Time and memory beside plain pre-training](figures/cost.svg)"
+    return Section({name: known[name] for name in plan.expected}, body, {"cost": page})
 
 
 def _list(ratios: Sequence[float]) -> str:

@@ -30,7 +30,7 @@ from ecgmeta.data import SyntheticCohort
 from ecgmeta.data.nuisances import Nuisances
 from ecgmeta.runtime.seeds import derive, numpy_generator, torch_generator
 from examples.studies import study
-from examples.studies.report import shown, table
+from examples.studies.report import forest, shown, table
 from examples.studies.statistics import by_seed, mean, paired
 from examples.studies.study import Outcome, Result, Section, Task
 
@@ -269,6 +269,13 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
         if values
     ]
     head = ("fine-tuning gain", "arm", "seeds", "error, % of the truth", "signed", f"within {BAR:g} %")
+    shown_errors = {
+        name: {
+            arm: mean(found_errors) for (n, arm), found_errors in errors.items() if n == name and found_errors
+        }
+        for name in names
+    }
+    page = forest(shown_errors, "error of the magnitude, % of the truth (dashed: the bar)", BAR, log=True)
     return Section(
         {
             "magnitude": _within(errors, names),
@@ -276,7 +283,8 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
             "walk": _nearer(errors, names, {start: f"walk {start}" for start in LEARNED}),
             "paper": _nearer(errors, names, {start: f"paper {start}" for start in LEARNED}),
         },
-        table(head, rows),
+        f"{table(head, rows)}\n\n![Error of the magnitude in every arm](figures/nuisance.svg)",
+        {"nuisance": page},
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ecgmeta.runtime.page.charts import Estimate, change
 from ecgmeta.runtime.page.figures import FAINT, PALETTE, style
-from examples.studies.report import shown, table
+from examples.studies.report import forest, shown, table
 from examples.studies.statistics import by_seed, differences, mean, paired
 from examples.studies.study import Outcome, Result, Section
 
@@ -84,7 +85,14 @@ def again(plan: Plan, results: Sequence[Result]) -> Section:
     """The section of the study that repeats the rotations on fresh seeds."""
     found = Found(plan, results)
     outcomes = {"mean": _mean(found), "start": _start(found), "spread": _rising(found)}
-    return Section(outcomes, _rotation_table(found))
+    errors = {
+        name: mean(found.error("meta", name)) for name in found.rotations() if found.error("meta", name)
+    }
+    page = forest(
+        {"mean of the rotation": errors}, "error of the learned mean, degrees (dashed: the bar)", BAR
+    )
+    picture = "![Error of the learned mean in each situation](figures/recovery_again.svg)"
+    return Section(outcomes, f"{_rotation_table(found)}\n\n{picture}", {"recovery_again": page})
 
 
 def _below(estimate: Estimate, bar: float) -> bool | None:
@@ -206,7 +214,9 @@ def _weights(found: Found) -> Outcome:
     auroc = mean(found.get("meta", WEIGHTS, "auroc"))
     gains = {
         "uniform": found.gain(WEIGHTS, "initial"),
-        "permuted": paired(found.get("meta", WEIGHTS, "retrained"), found.get("meta", WEIGHTS, "permuted")),
+        "permuted (both trained anew)": paired(
+            found.get("meta", WEIGHTS, "retrained"), found.get("meta", WEIGHTS, "permuted")
+        ),
         "search": found.gain(WEIGHTS, "search"),
     }
     text = f"AUROC {shown(auroc, 2)}; over " + ", ".join(f"{n} {change(g, 1)}" for n, g in gains.items())
@@ -275,10 +285,14 @@ def _arms(found: Found, setting: str) -> list[tuple[str, str, str]]:
 
 
 def _cost(found: Found) -> str:
-    parts = [f"{arm} {shown(mean(found.get(arm, MAIN, 'plain_runs')), 1)}" for arm in ("meta", "paper")]
+    runs = {arm: found.get(arm, MAIN, "plain_runs").values() for arm in ("meta", "paper")}
+    parts = [
+        f"{arm} {median(own):.1f} ({min(own):.1f} to {max(own):.1f})" for arm, own in runs.items() if own
+    ]
     weights = [mean(found.get("meta", WEIGHTS, f"weight_{kind}")) for kind in ("right", "wrong")]
     return (
-        f"Cost of a run in plain runs of as many steps: {', '.join(parts)}. Mean weight of examples with right labels "
+        f"Cost of a run in plain runs of as many steps, median over seeds (least and most): {', '.join(parts)}. Mean weight of "
+        f"examples with right labels "
         f"{shown(weights[0], 2)}, with wrong ones {shown(weights[1], 2)} (all start at 1)."
     )
 

@@ -52,8 +52,13 @@ def shown(estimate: Estimate, digits: int = 2) -> str:
     return parts[0] if math.isnan(estimate.low) else f"{parts[0]} ({parts[1]} to {parts[2]})"
 
 
-def forest(groups: Mapping[str, Mapping[str, Estimate]], label: str, line: float | None = None) -> Figure:
-    """Estimates and 95 % intervals, one a row, under the headings of their groups; ``line``: what means no difference."""
+def forest(
+    groups: Mapping[str, Mapping[str, Estimate]], label: str, line: float | None = None, *, log: bool = False
+) -> Figure:
+    """Estimates and 95 % intervals, one a row, under the headings of their groups; ``line``: what means no difference.
+
+    On a logarithmic axis an interval that reaches below 0 begins at the left edge.
+    """
     from matplotlib.figure import Figure
 
     from ecgmeta.runtime.page.figures import FAINT, PALETTE, style
@@ -68,6 +73,9 @@ def forest(groups: Mapping[str, Mapping[str, Estimate]], label: str, line: float
                 axes.plot([found.value], [y], "s", color=PALETTE[0], ms=5)
         if line is not None:
             axes.axvline(line, color=FAINT, ls="--", lw=1)
+        if log:
+            axes.set_xscale("log", nonpositive="clip")
+            axes.set_xlim(left=min(e.value for own in groups.values() for e in own.values()) / 3)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
         for text, (_, found) in zip(axes.get_yticklabels(), rows, strict=True):
