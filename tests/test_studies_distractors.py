@@ -10,7 +10,8 @@ import pytest
 
 from examples.studies import ppi_real
 from examples.studies.ppi_distractors import WITHOUT_PHI, Settings, tasks
-from examples.studies.study import Task, load, read_results, results_file
+from examples.studies.ppi_real_report import CHOSEN, Found
+from examples.studies.study import Result, Task, load, read_results, results_file
 
 
 @pytest.mark.parametrize(("name", "cells"), [("ppi_real", 190), ("ppi_distractors", 110), ("ppi_ohmnet", 17)])
@@ -36,6 +37,18 @@ def test_arms_that_take_learned_weights_share_the_configuration_of_those_that_le
     cells = {task.arm: task.inputs for task in tasks(load("ppi_distractors").plan.settings, [0])}
     assert cells["meta"] == cells["retrained"] == cells["permuted"] == cells["cosine"]
     assert cells["meta"]["overrides"] != cells["supervised"]["overrides"]
+
+
+def test_the_best_static_weights_are_those_of_the_validation_genes() -> None:
+    scores = {"supervised": (60.0, 50.0), "random_weights": (61.0, 40.0), "similarity": (59.0, 90.0)}
+    results = [
+        Result(Task(arm, ppi_real.FULL, 0), {"validation": valid, "auroc": test, "length": 200.0}, 1.0)
+        for arm, (valid, test) in scores.items()
+    ]
+    found = Found(load("ppi_ohmnet").plan, results, ppi_real.FULL)
+    assert found.get(CHOSEN) == {0: 40.0}
+    assert found.gain(CHOSEN).value == -10.0
+    assert Found(load("ppi_ohmnet").plan, results[:1], ppi_real.FULL).get(CHOSEN) == {}
 
 
 def test_a_store_that_two_processes_want_is_built_once(

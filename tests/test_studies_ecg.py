@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ecgmeta.experiment.batches import Labelled
-from examples.studies import cost, ecg_real, ecg_report
+from examples.studies import cost, ecg_labels, ecg_real, ecg_report
 from examples.studies.ecg_arms import (
     Batches,
     FrameHead,
@@ -47,7 +47,9 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(kept)
 
 
-@pytest.mark.parametrize("name", ["ecg_synthetic", "ecg_remedies", "ecg_real", "cost"])
+@pytest.mark.parametrize(
+    "name", ["ecg_synthetic", "ecg_remedies", "ecg_labels", "ecg_real", "nuisance", "cost"]
+)
 def test_a_plan_has_one_cell_a_name_and_expects_what_it_reports(name: str) -> None:
     study = load(name)
     cells = study.tasks()
@@ -186,6 +188,23 @@ def test_the_best_candidate_is_that_of_the_validation_and_not_of_the_test() -> N
     found = ecg_report.gain(results, "probe 250", "one")
     assert found is not None
     assert found[1].value == -4.5
+
+
+def test_with_few_labels_few_choose_and_the_run_that_saw_as_many_is_meta() -> None:
+    results = [
+        result("static 1", 0, validation_50=1.0, validation_500=1.0, probe_50=60.0, probe_500=70.0),
+        result("static 3", 0, validation_50=0.0, validation_500=2.0, probe_50=65.0, probe_500=80.0),
+        result("meta, 50 labels", 0, validation_50=0.0, probe_50=61.0),
+        result("meta, 500 labels", 0, validation_500=0.0, probe_500=84.0),
+    ]
+    known = {n: ecg_labels.with_labels(results, n) for n in (50, 500)}
+    static = [ecg_report.values(found, "probe", "best static", "one") for found in known.values()]
+    assert static == [{0: 60.0}, {0: 80.0}]
+    assert [ecg_labels._against(found, "one", "best static") for found in known.values()] == [
+        {0: 1.0},
+        {0: 4.0},
+    ]
+    assert ecg_labels._rises(known, "one", 50, 500).text.startswith("+3.0")
 
 
 def test_waiting_for_a_trial() -> None:

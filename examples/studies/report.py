@@ -75,8 +75,8 @@ def forest(
             axes.axvline(line, color=FAINT, ls="--", lw=1)
         if log:
             axes.set_xscale("log", nonpositive="clip")
-            axes.set_xlim(left=min(e.value for own in groups.values() for e in own.values()) / 3)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+            axes.set_xlim(left=min((found.value for _, found in rows if found is not None), default=3.0) / 3)
+        axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
         axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
         for text, (_, found) in zip(axes.get_yticklabels(), rows, strict=True):
             text.set_fontweight("bold" if found is None else "normal")
