@@ -175,14 +175,17 @@ class Meta:
 
 @dataclass
 class Search:
-    """Arms that keep the run which is best on the MetaFT validation recordings: `search`, trials around the augmenter's start;
-    `meta_best`, runs of meta that differ in their initial weights and batches. In ``examples/studies`` (``ecg_remedies``) some
-    runs of meta went astray, and the best of three gained what one did not."""
+    """Arms that keep the run from whose features the MetaFT labels are predicted best: `search`, trials around the augmenter's
+    start; `meta_best`, runs of meta that differ in their initial weights and batches. In the study ``ecg_remedies`` some runs
+    of meta went astray, and the best of three gained what one did not."""
 
     trials: int = 4
     spread: float = 1.0  # SD of the logarithms of magnitudes, and of logits
     compute: float = 1.3  # steps of all trials together, in plain pre-trainings: what a meta run costs
     runs: int = 3  # of meta, in meta_best
+    penalty: float = (
+        0.003  # of the ridge head that predicts each MetaFT label from the others, relative: lighter than φ's
+    )
 
 
 @dataclass
@@ -284,7 +287,7 @@ _POSITIVE = (
         "meta.penalty",
     ),
     *("finetune.seeds", "finetune.epochs", "finetune.batch_size", "finetune.lr"),
-    *("search.trials", "search.compute", "search.runs"),
+    *("search.trials", "search.compute", "search.runs", "search.penalty"),
 )
 _NOT_NEGATIVE = (
     *("data.min_positives", "augment.noise", "pretrain.max_steps", "evaluate.bootstrap"),

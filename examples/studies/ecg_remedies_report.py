@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean, median
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from ecgmeta.runtime.page.charts import Estimate
+from examples.studies.ecg_remedies import PENALTIES
 from examples.studies.ecg_report import (
     ALL,
     EFFECT,
@@ -65,7 +67,7 @@ def section(
         parts += ["![AUROC of every arm](figures/ecg_remedies.svg)"]
     parts += [f"What φ did in `{arm}`:\n\n{phi_table(results, done, arm)}" for arm in learning]
     parts += [_reached(results, s) for s in done]
-    parts += [_agreement(results, names, number)]
+    parts += [_agreement(results, names, number), _lighter(results, done, number, plan)]
     if pilot:
         parts += ["**The pilot**, on seeds of its own: every remedy, one setting different from `meta`.", *(
             _pilot_table(pilot, s, plan.settings.remedies, number)
@@ -151,6 +153,30 @@ def _seconds(results: Sequence[Result], arm: str, setting: str) -> dict[int, flo
         for r in results
         if (r.task.arm, r.task.setting) == (arm, setting) and "pretrain seconds" in r.numbers
     }
+
+
+def _lighter(results: Sequence[Result], settings: Iterable[str], number: str, plan: Any) -> str:
+    """What the chosen arms would have been, were every choice made by the criterion with the lightest penalty."""
+    key = f"R² at {PENALTIES[-1]:g}"
+    other = [
+        replace(r, numbers={**r.numbers, "validation": r.numbers[key]}) for r in results if key in r.numbers
+    ]
+    rows: list[list[object]] = []
+    for setting in settings:
+        for arm in (*plan.without, *plan.chosen):
+            own = values(other, number, arm, setting)
+            if not own or len(candidates(other, arm, setting)) < 2:
+                continue
+            found = None if arm in plan.without else gain(other, number, setting, arm, plan.without)
+            rows.append(
+                [setting, arm, said(mean(own), ""), "" if found is None else f"{said(found[1])}, {found[0]}"]
+            )
+    head = ("situation", "arm", f"{number} labels", "minus best without")
+    return (
+        f"Every choice made by the criterion with a penalty of {PENALTIES[-1]:g}:\n\n{table(head, rows)}"
+        if rows
+        else ""
+    )
 
 
 def _pilot_table(results: Sequence[Result], setting: str, remedies: Mapping[str, Any], number: str) -> str:
