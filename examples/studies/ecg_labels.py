@@ -39,9 +39,11 @@ class Settings(ecg_synthetic.Settings):
 
     Attributes:
         labels: the numbers of labels.
+        choice: penalty of the ridge head by whose R² static magnitudes and trials of the search are chosen.
     """
 
     labels: list[int] = field(default_factory=lambda: [50, 100, 250, 500])
+    choice: float = 0.003
 
 
 @dataclass
@@ -63,7 +65,7 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
         for name, situation in settings.situations.items():
             described = asdict(situation)
             del described["factors"], described["seeds"]
-            inputs = common | {"situation": described, "labels": settings.labels}
+            inputs = common | {"situation": described, "labels": settings.labels, "choice": settings.choice}
             yield Task("random encoder", name, seed, inputs)
             for factor in situation.factors:
                 yield Task(f"static {factor:g}", name, seed, inputs | {"factor": factor})
@@ -106,7 +108,7 @@ def run(task: Task) -> Mapping[str, float]:
         numbers |= score(
             encoder, pool, test, Scoring(**inputs["scoring"] | {"probe": [n], "tuned": []}), seed
         )
-        numbers[f"validation {n}"] = validated(encoder, pool.take(slice(n)), meta.penalty)
+        numbers[f"validation {n}"] = validated(encoder, pool.take(slice(n)), inputs["choice"])
     return numbers
 
 
