@@ -86,7 +86,8 @@ def section(plan: Plan, results: Sequence[Result]) -> Section:
         "retrained": _retrained(found),
         "held-out tasks": _held_out(partial),
         "paper's settings": _as_good(found, "meta (paper)"),
-        "oracle": _oracle(found),
+        "oracle": _gains(found, "oracle"),
+        "draws": _gains(found, "meta (8 draws)"),
         "separation": _separation(found),
     }
     body = "\n\n".join(
@@ -175,9 +176,9 @@ def _held_out(found: Found) -> Outcome:
     return Outcome(f"{change(gain, 2)} points", None if math.isnan(gain.low) else gain.low > 0)
 
 
-def _oracle(found: Found) -> Outcome:
-    """Weights on what is known to be useful: above uniform ones, or there is nothing to learn."""
-    gain = found.gain("oracle")
+def _gains(found: Found, arm: str) -> Outcome:
+    """Whether an arm is above uniform weights; of the oracle: whether there is anything to learn."""
+    gain = found.gain(arm)
     if not _done(gain):
         return Outcome("not run yet")
     return Outcome(f"{change(gain, 2)} points", None if math.isnan(gain.low) else gain.low > 0)
