@@ -34,8 +34,9 @@ How to read it:
 - "Our settings" are not the same everywhere: the identity in place of an inverse and a ridge head (penalty 0.3) for ECG,
   conjugate gradients where θ is near a minimum (`recovery`, `nuisance`), one step of the head for protein graphs.
 
-Asked, and not answered here: the paper's size (`ecg_large` has four whole seeds and no choice among runs); whole fine-tuning with other
-numbers of labels than 250 (`ecg_synthetic`) and 140 (`ecg_real`); task weights on real graphs that have a ceiling (OhmNet has none).
+Asked, and not answered here: the paper's size (`ecg_large` has four whole seeds and no choice among runs); whole fine-tuning
+with other numbers of labels than 250 (`ecg_synthetic`) and 140 (`ecg_real`); task weights on real graphs with a ceiling above
+uniform weights (OhmNet has none).
 """
 
 
