@@ -93,7 +93,7 @@ class Policy:
             *("gain", "time_mask", "lead_dropout", "identity"),
         ]
     )
-    selector: str = "sampled"  # a stage draws one of them for each record; or "chain": all, one after another
+    selector: str = "sampled"  # a stage draws one of them for each record; or "chain": a stage for each
     stages: int = 2  # of "sampled"
     gate: bool = True  # learn how often an operation is applied; else always
     magnitude: str = "global"  # "lead": each lead its own; "network": each record its own
@@ -181,7 +181,9 @@ class Search:
 
     trials: int = 4
     spread: float = 1.0  # SD of the logarithms of magnitudes, and of logits
-    compute: float = 1.3  # steps of all trials together, in plain pre-trainings: what a meta run costs
+    compute: float = (
+        1.3  # steps of all trials together, in plain pre-trainings: what a meta run costs at P = 10
+    )
     runs: int = 3  # of meta, in meta_best
     penalty: float = (
         0.003  # of the ridge head that predicts each MetaFT label from the others, relative: lighter than φ's

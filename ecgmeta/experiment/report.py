@@ -266,7 +266,8 @@ def _augmenter(run: Run, cohort: Cohort) -> AugmenterSummary | None:
         means = (float(then.values.mean()), float(now.values.mean()))
         rows.append(Parameter(f"{now.group}: {now.name}", now.unit if now.unit != "1" else "", *means))
     policy = run.config.augment.policy
-    order = "every operation, in turn" if policy.selector == "chain" else "one operation a stage"
+    order = "every operation in turn" if policy.selector == "chain" else "one operation a stage"
+    order += ", each with its chance" if policy.gate else ""
     about = f"Each record gets {order}; magnitudes are means over the first 256 recordings."
     return AugmenterSummary(f"Learned policy ({how})", rows, [], about + signal)
 

@@ -47,6 +47,8 @@ def search(run: Run, cohort: Cohort, ranks: Ranks, progress: Progress) -> None:
         note_data(run, cohort)
         scores = [_score(other, cohort) for other in trials]
         best = max(range(len(scores)), key=scores.__getitem__)
+        if scores[best] == -math.inf:
+            say(f"warning: {run.arm}: no trial's features tell one record from another; the first is kept")
         say(
             f"{run.arm}: trial {best + 1} of {len(scores)} is the best: R² of the MetaFT labels {scores[best]:.3f}"
         )
@@ -77,7 +79,7 @@ def trial(config: Experiment, number: int, recordings: int) -> Experiment:
 
 
 def _score(run: Run, cohort: Cohort) -> float:
-    """R² of a ridge head for the labels of all MetaFT records, each left out of its own fit; −∞ where it is not finite.
+    """R² of a ridge head for the labels of all MetaFT records, each left out of its own fit; −∞ where features say nothing.
 
     In ``examples/studies`` (``ecg_remedies``) this told good encoders from bad ones better the lighter the penalty was.
     """
@@ -88,9 +90,11 @@ def _score(run: Run, cohort: Cohort) -> float:
         run_batches(encoder, part, 256, None, "features of MetaFT") for part in metaft(run.config, cohort)
     ]
     features, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
-    every = slice(None, None, 1 + len(features) // LARGEST)
+    every = slice(None, None, -(-len(features) // LARGEST))
     x, y = torch.from_numpy(features[every]).double(), torch.from_numpy(labels[every]).double()
     y = y[:, y.min(0).values < y.max(0).values]
+    if not float((x - x.mean(0)).square().sum()) > 0:  # NaN, or the same for every record
+        return -math.inf
     found = 1 - float(leave_one_out(x, standardise(y), run.config.search.penalty))
     return found if math.isfinite(found) else -math.inf
 

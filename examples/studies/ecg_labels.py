@@ -25,7 +25,8 @@ from examples.studies.ecg_arms import (
     untrained,
     validated,
 )
-from examples.studies.ecg_report import best_without, gain, no_loss, phi_table, said, values, whole
+from examples.studies.ecg_report import best_without, gain, interim, no_loss, phi_table, said, values, whole
+from examples.studies.ecg_synthetic import Situation, Sizes
 from examples.studies.report import forest, table
 from examples.studies.statistics import mean, paired
 from examples.studies.study import Outcome, Result, Section, Task
@@ -34,14 +35,20 @@ WITHOUT = ("random encoder", "start", "best static", "random search", "ramp")
 
 
 @dataclass
-class Settings(ecg_synthetic.Settings):
-    """As of that study.
-
-    Attributes:
-        labels: the numbers of labels.
-        choice: penalty of the ridge head by whose R² static magnitudes and trials of the search are chosen.
+class Settings:
+    """Attributes:
+    situations, sizes, training, meta, scoring, trials, spread: as of that study.
+    labels: the numbers of labels.
+    choice: penalty of the ridge head by whose R² static magnitudes and trials of the search are chosen.
     """
 
+    situations: dict[str, Situation] = field(default_factory=dict)
+    sizes: Sizes = field(default_factory=Sizes)
+    training: Training = field(default_factory=Training)
+    meta: Meta = field(default_factory=Meta)
+    scoring: Scoring = field(default_factory=Scoring)
+    trials: int = 2
+    spread: float = 1.5
     labels: list[int] = field(default_factory=lambda: [50, 100, 250, 500])
     choice: float = 0.003
 
@@ -115,6 +122,10 @@ def run(task: Task) -> Mapping[str, float]:
 def report(plan: Plan, results: Sequence[Result]) -> Section:
     settings, labels = plan.settings, plan.settings.labels
     results = whole(results, list(tasks(settings, plan.record)))
+    seeds = {
+        name: len({r.task.seed for r in results if r.task.setting == name}) for name in settings.situations
+    }
+    wanted = dict.fromkeys(settings.situations, len(plan.record))
     known = {n: with_labels(results, n) for n in labels}
     over = {
         (name, n): gain(known[n], "probe", name, without=WITHOUT)
@@ -126,7 +137,9 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
         "no loss": no_loss({f"{name}, {n}": pair for (name, n), pair in over.items()}),
         "more labels": _rises(known, plan.held, min(labels), max(labels)),
     }
-    parts = [_table(known, name) for name in settings.situations]
+    counted = ", ".join(f"{n} of `{name}`" for name, n in seeds.items())
+    parts = [f"Seeds of which every arm is done, and which alone are reported: {counted}."]
+    parts += [_table(known, name) for name in settings.situations]
     for name, situation in settings.situations.items():
         ends = {f"{n} labels": situation.start for n in labels}
         moved = [replace(r, task=replace(r.task, setting=f"{n} labels")) for n in labels for r in known[n]
@@ -140,7 +153,7 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
     if any(not math.isnan(e.low) for own in gains.values() for e in own.values()):
         figures["ecg_labels"] = forest(gains, "test AUROC of meta minus the best arm without it, points", 0.0)
         parts.append("![Learned magnitudes beside the best arm without learning](figures/ecg_labels.svg)")
-    chosen = {name: outcomes[name] for name in plan.expected}
+    chosen = {name: interim(outcomes[name], seeds, wanted) for name in plan.expected}
     return Section(chosen, "\n\n".join([*parts, plan.notes.strip()]), figures)
 
 

@@ -106,6 +106,7 @@ class Plan(study.Plan):
 
     Attributes:
         main: the label size that the expectations are about.
+        added: situations that came when the expectations had been written, with ones of their own.
         chosen: the arms that the expectations are about, ``best of 3 NAME`` among them: the remedies, best of so many runs.
         without: the arms without learning they are compared with.
         notes: what is to be said below the tables, written when the results are there.
@@ -113,6 +114,7 @@ class Plan(study.Plan):
 
     settings: Settings = field(default_factory=Settings)
     main: int = 250
+    added: list[str] = field(default_factory=list)
     chosen: list[str] = field(default_factory=list)
     without: list[str] = field(default_factory=list)
     notes: str = ""

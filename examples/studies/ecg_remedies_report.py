@@ -44,7 +44,8 @@ def section(
     wanted = {name: len({task.seed for task in planned if task.setting == name}) for name in names}
     known: dict[str, Outcome] = {}
     for arm in plan.chosen:
-        gains = {s: gain(results, number, s, arm, plan.without) for s in names}
+        every = {s: gain(results, number, s, arm, plan.without) for s in names}
+        gains = {s: found for s, found in every.items() if s not in plan.added}
         over = {
             short: {s: _over(results, number, s, arm, other) for s in names} for short, other in OVER.items()
         }
@@ -52,6 +53,7 @@ def section(
             f"{arm}, gain": large_gain(gains),
             f"{arm}, estimate": _estimate(gains),
             f"{arm}, no loss": no_loss(gains),
+            f"{arm}, no loss, added": no_loss({s: every[s] for s in plan.added if s in every}),
         } | {f"{arm}, over {short}": no_loss(found) for short, found in over.items()}
     outcomes = {name: interim(known[name], seeds, wanted) for name in plan.expected}
     counted = ", ".join(f"{n} of `{name}`" for name, n in seeds.items())

@@ -141,7 +141,7 @@ def at_least(results: Sequence[Result], number: str, settings: Sequence[str], a:
 
 
 def score_table(results: Sequence[Result], setting: str, head: str, sizes: Sequence[int]) -> str:
-    """Mean test AUROC of every arm by label size, and below it the paired differences of two meta arms from the best other."""
+    """Mean test AUROC of every arm by label size, and below it the paired differences of meta arms from the best other."""
     rows: list[list[object]] = []
     for arm in ARMS:
         found = [values(results, f"{head} {n}", arm, setting) for n in sizes]

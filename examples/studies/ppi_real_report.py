@@ -42,9 +42,9 @@ class Found:
         if len(tried) < 2:
             return
         validation = {arm: self.get(arm, "validation") for arm in tried}
+        scored = (set(self.get(arm, number)) for arm in tried for number in ("validation", "auroc", "length"))
         best = {
-            seed: max((validation[arm][seed], arm) for arm in tried)[1]
-            for seed in set.intersection(*map(set, validation.values()))
+            seed: max((validation[arm][seed], arm) for arm in tried)[1] for seed in set.intersection(*scored)
         }
         for number in ("auroc", "length"):
             self._numbers[CHOSEN, number] = {

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 MAIN, FEW, WEIGHTS = "turned 45°", "45°, 100 labels", "wrong labels"
 BAR = 3.0  # degrees
-LIGHT = "meta, λ = 0.01"
 KNOWS = ("truth", "ceiling")  # arms that know what the others must find
 Values = Mapping[int, float]
 
@@ -84,12 +83,13 @@ def section(plan: Plan, results: Sequence[Result]) -> Section:
 
 def again(plan: Plan, results: Sequence[Result]) -> Section:
     """The section of the study that repeats the rotations on fresh seeds."""
-    found = Found(plan, results)
+    found, before = Found(plan, results), Found(plan, results)
+    before.situations = {n: s for n, s in found.situations.items() if "paper" not in s.arms}
     outcomes = {
-        "mean": _mean(found),
-        "start": _start(found),
-        "spread": _rising(found),
-        "paper": _paper(found, LIGHT),
+        "mean": _mean(before),
+        "start": _start(before),
+        "spread": _rising(before),
+        "paper": _paper(found),
     }
     errors = {
         name: mean(found.error("meta", name)) for name in found.rotations() if found.error("meta", name)
@@ -192,16 +192,16 @@ def _accuracy(found: Found) -> Outcome:
     )
 
 
-def _paper(found: Found, arm: str = "meta") -> Outcome:
+def _paper(found: Found) -> Outcome:
     texts, verdicts = [], []
     for name, situation in found.situations.items():
         if "paper" not in situation.arms:
             continue
-        gain = found.gain(name, "paper", arm=arm)
+        gain = found.gain(name, "paper")
         texts.append(f"{name}: accuracy {change(gain, 1)}")
         verdicts.append(None if math.isnan(gain.low) else gain.high >= 0)
         if not situation.wrong:
-            gap = paired(found.error("paper", name), found.error(arm, name))
+            gap = paired(found.error("paper", name), found.error("meta", name))
             texts[-1] += f", error of the mean {change(gap, 1)}° larger with the paper's"
             verdicts.append(_above(gap))
     return Outcome("; ".join(texts), _all(verdicts))

@@ -38,15 +38,20 @@ def test_the_constants_are_those_of_the_rooms_they_stand_for() -> None:
     assert WARP_SAMPLES == SHORTEST
 
 
-def test_the_chain_is_what_the_studies_learn() -> None:
+def test_the_chain_has_what_the_studies_learn_and_their_settings_of_phi() -> None:
     from ecgmeta.augment import LearnedPolicy
     from ecgmeta.encoders import create_encoder
     from ecgmeta.experiment.model import build_augmenter
     from examples.studies.ecg_arms import policy_of
     from examples.studies.study import load
 
-    start = load("ecg_remedies").plan.settings.situations["shifted"].start
+    settings = load("ecg_remedies").plan.settings
+    start, meta = settings.situations["shifted"].start, settings.meta
     config = read(ROOT / "configs" / "ecg" / "chain.yaml", [])
+    own = config.meta
+    assert (own.period, own.penalty, own.batch_size) == (meta.period, meta.penalty, meta.labels)
+    assert (own.magnitude_lr, own.magnitude_limit**2) == (meta.lr, meta.highest)
+    assert own.labels == settings.sizes.metaft
     policy = build_augmenter(config, create_encoder("resnet18", leads=4, width=8))
     studied = policy_of(start, leads=4)
     assert isinstance(policy, LearnedPolicy)

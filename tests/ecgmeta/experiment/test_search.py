@@ -65,9 +65,9 @@ def test_the_score_is_r2_of_labels_left_out_one_by_one(monkeypatch: pytest.Monke
 def test_features_that_tell_the_labels_score_higher_and_broken_ones_lowest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told, blind, broken = (
+    told, blind, broken, dead = (
         scored(monkeypatch, weight, 0.003)[0]
-        for weight in ([1.0, 0.1, 0.1], [0.0, 1.0, 1.0], [float("nan"), 1.0, 1.0])
+        for weight in ([1.0, 0.1, 0.1], [0.0, 1.0, 1.0], [float("nan"), 1.0, 1.0], [0.0, 0.0, 0.0])
     )
     assert told > blind + 0.2
-    assert broken == -np.inf
+    assert broken == dead == -np.inf
