@@ -63,7 +63,7 @@ class Settings:
     steps, warmup, period, batch_size, lr: of pre-training (Adam), and when a φ step is taken.
     phi_lr: of φ's Adam, whose parameter is the square root of the magnitude; it falls to a tenth as a cosine does.
     iterations: of conjugate gradients.
-    paper_head_lr: of the arms with the paper's settings, whose φ steps come every tenth step.
+    paper_head_lr, paper_phi_lr: of the arms with the paper's settings, whose φ steps come every tenth step.
     trials: of the random search, whole runs without learning: one that learns takes less time than two.
     """
 
@@ -79,6 +79,7 @@ class Settings:
     phi_lr: float = 0.1
     iterations: int = 30
     paper_head_lr: float = 1e-4
+    paper_phi_lr: float = 0.1
     trials: int = 2
 
 
@@ -123,32 +124,34 @@ class Problem:
         loss = F.binary_cross_entropy_with_logits(z @ theta["w"], self.y[rows])
         return loss + DECAY * theta["w"].square().sum()
 
-    def features(self, theta: Tree, batch: None) -> Tensor:
-        return self.z @ theta["w"]
+    def features(self, theta: Tree, batch: slice) -> Tensor:
+        return self.z[batch] @ theta["w"]
 
-    def targets(self, batch: None) -> Tensor:
-        return self.labels
+    def targets(self, batch: slice) -> Tensor:
+        return self.labels[batch]
 
-    def head_loss(self, features: Tensor, psi: Tree, batch: None) -> Tensor:
-        return (features @ psi["w"] - self.labels).square().mean()
+    def head_loss(self, features: Tensor, psi: Tree, batch: slice) -> Tensor:
+        return (features @ psi["w"] - self.labels[batch]).square().mean()
 
-    def finetune_loss(self, theta: Tree, psi: Tree, batch: None) -> Tensor:
+    def finetune_loss(self, theta: Tree, psi: Tree, batch: slice) -> Tensor:
         return self.head_loss(self.features(theta, batch), psi, batch)
 
     def validation(self, theta: Tree) -> float:
         """Leave-one-out error of the ridge head, by which candidates are chosen: what φ follows."""
         with torch.no_grad():
-            features, labels = self.features(theta, None).double(), self.labels.double()
+            features, labels = self.features(theta, slice(None)).double(), self.labels.double()
             return float(leave_one_out(features, standardise(labels), PENALTY))
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Each a function of the seed and the step; the labelled recordings are always all of them."""
+    """Each a function of the seed and the step. The labelled recordings are all of them at each step, or where the head takes
+    steps, and so needs others to validate on (``split``), four fifths and a fifth."""
 
     problem: Problem
     size: int
     seed: int
+    split: bool = False
 
     def pretrain(self, step: int) -> Batch:
         return self._drawn("pretrain", step)
@@ -156,11 +159,11 @@ class Batches:
     def hyper(self, step: int, k: int = 0) -> Batch:
         return self._drawn("hyper", step, k)
 
-    def train(self, step: int, k: int) -> None:
-        return None
+    def train(self, step: int, k: int) -> slice:
+        return slice(len(self.problem.z) * 4 // 5) if self.split else slice(None)
 
-    def validation(self, step: int, k: int = 0) -> None:
-        return None
+    def validation(self, step: int, k: int = 0) -> slice:
+        return slice(len(self.problem.z) * 4 // 5, None) if self.split else slice(None)
 
     def _drawn(self, *key: str | int) -> Batch:
         generator = torch_generator(self.seed, *key)
@@ -170,14 +173,15 @@ class Batches:
 
 def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
     common = asdict(settings)
-    del common["situations"], common["paper_head_lr"]
+    paper_rates = {name: common.pop(name) for name in ("paper_head_lr", "paper_phi_lr")}
+    del common["situations"]
     for seed in seeds:
         for name, situation in settings.situations.items():
             inputs = common | {"situation": asdict(situation)}
             for arm in (*LEARNED, "walk from below", "walk from above", "search"):
                 yield Task(arm, name, seed, inputs)
             for arm in (f"paper {start}" for start in LEARNED):
-                yield Task(arm, name, seed, inputs | {"paper_head_lr": settings.paper_head_lr})
+                yield Task(arm, name, seed, inputs | paper_rates)
 
 
 def run(task: Task) -> Mapping[str, float]:
@@ -213,7 +217,8 @@ def pretrained(
     """
     theta = {"w": torch.zeros(2 * FEATURES + 1, CLASSES, requires_grad=True)}
     phi = {"g": torch.full((1, 1, 1), math.sqrt(start), requires_grad=True)}
-    phi_optimizer = torch.optim.Adam(phi.values(), lr=settings.phi_lr)
+    phi_lr = settings.paper_phi_lr if way == "paper" else settings.phi_lr
+    phi_optimizer = torch.optim.Adam(phi.values(), lr=phi_lr)
     state = MetaState(
         theta=theta,
         phi=phi,
@@ -225,13 +230,13 @@ def pretrained(
     for report in meta_train(
         problem,
         state,
-        Batches(problem, settings.batch_size, seed),
+        Batches(problem, settings.batch_size, seed, split=way == "paper"),
         seed=seed,
         **_engine(settings, way),
     ):
         done = max(0.0, (report.step - settings.warmup) / (settings.steps - settings.warmup))
         for group in phi_optimizer.param_groups:
-            group["lr"] = settings.phi_lr * (0.1 + 0.9 * math.cos(math.pi / 2 * min(done, 1.0)) ** 2)
+            group["lr"] = phi_lr * (0.1 + 0.9 * math.cos(math.pi / 2 * min(done, 1.0)) ** 2)
         path.append(2 * math.log(abs(float(phi["g"].detach()))))
     last = (settings.steps - settings.warmup) // 4
     return math.exp(fmean(path[-last:])), problem.validation(theta)
