@@ -59,7 +59,7 @@ def section(
     counted = ", ".join(f"{n} of `{name}`" for name, n in seeds.items())
     parts = [f"Seeds of which every arm is done, and which alone are reported: {counted}."]
     learning = [arm for arm in plan.settings.remedies if any(r.task.arm == arm for r in results)]
-    arms = [*plan.without, ALL, *dict.fromkeys([*learning, *plan.chosen])]
+    arms = list(dict.fromkeys([*plan.without, ALL, *learning, *plan.chosen]))
     done = {name: start for name, start in starts.items() if seeds[name]}
     parts += [_arms_table(results, s, arms, number, plan) for s in done]
     shown = {s: {arm: mean(own) for arm in arms if (own := values(results, number, arm, s))} for s in done}
