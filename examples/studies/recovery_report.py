@@ -83,13 +83,16 @@ def section(plan: Plan, results: Sequence[Result]) -> Section:
 
 def again(plan: Plan, results: Sequence[Result]) -> Section:
     """The section of the study that repeats the rotations on fresh seeds."""
-    found, before = Found(plan, results), Found(plan, results)
-    before.situations = {n: s for n, s in found.situations.items() if "paper" not in s.arms}
+    found, heavy, light = (Found(plan, results) for _ in range(3))
+    heavy.situations = {n: s for n, s in found.situations.items() if s.penalty >= 1}
+    light.situations = {n: s for n, s in found.situations.items() if s.penalty < 1}
     outcomes = {
-        "mean": _mean(before),
-        "start": _start(before),
-        "spread": _rising(before),
-        "paper": _paper(found),
+        "mean": _mean(heavy),
+        "start": _start(heavy),
+        "spread": _rising(heavy),
+        "paper": _paper(light),
+        "light, mean": _mean(light),
+        "light, spread": _near_spread(light),
     }
     errors = {
         name: mean(found.error("meta", name)) for name in found.rotations() if found.error("meta", name)
@@ -136,6 +139,16 @@ def _few(found: Found) -> Outcome:
     few, many = mean(found.error("meta", FEW)), mean(found.error("meta", MAIN))
     text = f"{shown(few, 1)}, against {shown(many, 1)} with 500"
     return Outcome(text, _all([_below(few, 5.0), _below(many, few.value)]))
+
+
+def _near_spread(found: Found) -> Outcome:
+    """Whether the learned spread is within 5° of the true one in each situation."""
+    errors = {
+        name: mean([abs(value - s.spread) for value in found.get("meta", name, "spread").values()])
+        for name, s in found.rotations().items()
+    }
+    text = "; ".join(f"{name}: {shown(error, 1)}" for name, error in errors.items())
+    return Outcome(text, _all([_below(error, 5.0) for error in errors.values()]))
 
 
 def _rising(found: Found) -> Outcome:
