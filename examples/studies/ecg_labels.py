@@ -139,8 +139,9 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
     }
     counted = ", ".join(f"{n} of `{name}`" for name, n in seeds.items())
     parts = [f"Seeds of which every arm is done, and which alone are reported: {counted}."]
-    parts += [_table(known, name) for name in settings.situations]
-    for name, situation in settings.situations.items():
+    done = {name: situation for name, situation in settings.situations.items() if seeds[name]}
+    parts += [_table(known, name) for name in done]
+    for name, situation in done.items():
         ends = {f"{n} labels": situation.start for n in labels}
         moved = [replace(r, task=replace(r.task, setting=f"{n} labels")) for n in labels for r in known[n]
                  if (r.task.arm, r.task.setting) == ("meta", name)]  # fmt: skip
@@ -148,7 +149,7 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
     figures = {}
     gains = {
         name: {f"{n} labels, {pair[0]}": pair[1] for n in labels if (pair := over[name, n]) is not None}
-        for name in settings.situations
+        for name in done
     }
     if any(not math.isnan(e.low) for own in gains.values() for e in own.values()):
         figures["ecg_labels"] = forest(gains, "test AUROC of meta minus the best arm without it, points", 0.0)

@@ -79,7 +79,9 @@ def forest(
             axes.axvline(line, color=FAINT, ls="--", lw=1)
         if log:
             axes.set_xscale("log", nonpositive="clip")
-            axes.xaxis.set_major_formatter("{x:g}")  # powers are mathematics, which an SVG's plain text is not
+            axes.xaxis.set_major_formatter(
+                "{x:g}"
+            )  # powers are mathematics, which an SVG's plain text is not
             axes.set_xlim(left=min((found.value for _, found in rows if found is not None), default=3.0) / 3)
         axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
         axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
