@@ -125,7 +125,6 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
     seeds = {
         name: len({r.task.seed for r in results if r.task.setting == name}) for name in settings.situations
     }
-    wanted = dict.fromkeys(settings.situations, len(plan.record))
     known = {n: with_labels(results, n) for n in labels}
     over = {
         (name, n): gain(known[n], "probe", name, without=WITHOUT)
@@ -154,7 +153,15 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
     if any(not math.isnan(e.low) for own in gains.values() for e in own.values()):
         figures["ecg_labels"] = forest(gains, "test AUROC of meta minus the best arm without it, points", 0.0)
         parts.append("![Learned magnitudes beside the best arm without learning](figures/ecg_labels.svg)")
-    chosen = {name: interim(outcomes[name], seeds, wanted) for name in plan.expected}
+    all_of = {"no loss": list(settings.situations)}  # the others are about one situation
+    chosen = {
+        name: interim(
+            outcomes[name],
+            {s: seeds[s] for s in all_of.get(name, [plan.held])},
+            {s: len(plan.record) for s in all_of.get(name, [plan.held])},
+        )
+        for name in plan.expected
+    }
     return Section(chosen, "\n\n".join([*parts, plan.notes.strip()]), figures)
 
 

@@ -176,7 +176,8 @@ def phi_table(
         for setting, start in settings.items():
             ends = by_seed(results, f"φ {operation}", arm, setting).values()
             z = by_seed(results, f"z {operation}", arm, setting).values()
-            row.append(f"{start[operation]:g} → {median(ends):.2f} (z {-median(z):+.1f})" if ends else "–")
+            drift = f" (z {-median(z):+.1f})" if z else ""  # unknown where φ took no two steps
+            row.append(f"{start[operation]:g} → {median(ends):.2f}{drift}" if ends else "–")
         rows.append(row)
     return table(("magnitude, in typical ones", *settings), rows)
 
