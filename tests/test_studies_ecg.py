@@ -48,7 +48,7 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "name", ["ecg_synthetic", "ecg_remedies", "ecg_labels", "ecg_real", "nuisance", "cost"]
+    "name", ["ecg_synthetic", "ecg_remedies", "ecg_again", "ecg_labels", "ecg_real", "nuisance", "cost"]
 )
 def test_a_plan_has_one_cell_a_name_and_expects_what_it_reports(name: str) -> None:
     study = load(name)

@@ -134,5 +134,5 @@ def test_an_ensemble_costs_what_its_runs_cost() -> None:
         return Result(Task(arm, "one", 0, inputs), {"pretrain seconds": own, "validation": 0.0}, seconds)
 
     results = [cell("static 1", 9.0, 8.0), cell("ensemble", 56.0, 7.0, remedy={"ensemble": 3})]
-    assert ecg_remedies_report._cost(results, "ensemble", "one") == 7.0
-    assert ecg_remedies_report._cost(results, "start", "one") == 1.0
+    assert ecg_remedies_report.cost_of(results, "ensemble", "one") == 7.0
+    assert ecg_remedies_report.cost_of(results, "start", "one") == 1.0

@@ -105,7 +105,7 @@ def _arms_table(results: Sequence[Result], setting: str, arms: Sequence[str], nu
         if not own:
             continue
         stopped = values(results, f"stopped {number}", arm, setting)
-        row = [arm, f"{_cost(results, arm, setting):.1f}", said(mean(own), ""), said(mean(stopped), "")]
+        row = [arm, f"{cost_of(results, arm, setting):.1f}", said(mean(own), ""), said(mean(stopped), "")]
         row += [
             f"{np.std(list(own.values()), ddof=1):.1f}" if len(own) > 1 else "–",
             f"{min(own.values()):.1f}",
@@ -136,7 +136,7 @@ def _differences(
     return f"{said(estimate)}, {best}", f"{sd:.1f} ({seeds_needed(sd, EFFECT)})" if sd else "–"
 
 
-def _cost(results: Sequence[Result], arm: str, setting: str) -> float:
+def cost_of(results: Sequence[Result], arm: str, setting: str) -> float:
     """In runs without learning, each of which counts as one: the sum over candidates of the median over seeds of their time
     beside the static start's; an ensemble's runs are in its own time."""
     plain = _seconds(results, "static 1", setting)
@@ -162,12 +162,17 @@ def _seconds(results: Sequence[Result], arm: str, setting: str) -> dict[int, flo
     }
 
 
-def _lighter(results: Sequence[Result], settings: Iterable[str], number: str, plan: Any) -> str:
-    """What the chosen arms would have been, were every choice made by the criterion with the lightest penalty."""
-    key = f"R² at {PENALTIES[-1]:g}"
-    other = [
+def chosen_by(results: Sequence[Result], penalty: float) -> list[Result]:
+    """The cells, among which a head with another penalty (one of PENALTIES) now chooses."""
+    key = f"R² at {penalty:g}"
+    return [
         replace(r, numbers={**r.numbers, "validation": r.numbers[key]}) for r in results if key in r.numbers
     ]
+
+
+def _lighter(results: Sequence[Result], settings: Iterable[str], number: str, plan: Any) -> str:
+    """What the chosen arms would have been, were every choice made by the criterion with the lightest penalty."""
+    other = chosen_by(results, PENALTIES[-1])
     rows: list[list[object]] = []
     for setting in settings:
         for arm in (*plan.without, *plan.chosen):

@@ -140,10 +140,17 @@ def at_least(results: Sequence[Result], number: str, settings: Sequence[str], a:
     return no_loss({s: pair for s, pair in pairs.items() if not math.isnan(pair[1].value)})
 
 
-def score_table(results: Sequence[Result], setting: str, head: str, sizes: Sequence[int]) -> str:
+def score_table(
+    results: Sequence[Result],
+    setting: str,
+    head: str,
+    sizes: Sequence[int],
+    arms: Sequence[str] = ARMS,
+    without: Sequence[str] = WITHOUT,
+) -> str:
     """Mean test AUROC of every arm by label size, and below it the paired differences of meta arms from the best other."""
     rows: list[list[object]] = []
-    for arm in ARMS:
+    for arm in arms:
         found = [values(results, f"{head} {n}", arm, setting) for n in sizes]
         if any(found):
             rows.append([arm, *(said(mean(v), "") if v else "–" for v in found)])
@@ -158,7 +165,7 @@ def score_table(results: Sequence[Result], setting: str, head: str, sizes: Seque
     for arm in ("meta", "retrained", "replayed", CHOSEN_RUN):
         if not any(values(results, f"{head} {n}", arm, setting) for n in sizes):
             continue
-        gains = [gain(results, f"{head} {n}", setting, arm) for n in sizes]
+        gains = [gain(results, f"{head} {n}", setting, arm, without) for n in sizes]
         rows.append(
             [f"**{arm} − best without**", *("–" if g is None else f"{said(g[1])}, {g[0]}" for g in gains)]
         )

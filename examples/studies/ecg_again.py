@@ -1,0 +1,130 @@
+"""ECG, synthetic cohort: cells of :mod:`examples.studies.ecg_remedies` on fresh seeds, where the penalty that it found best chooses.
+
+How many seeds a situation has follows from the paired SD of that study, which is the pilot of this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from examples.studies import ecg_remedies, study
+from examples.studies.ecg_remedies import run, tasks
+from examples.studies.ecg_remedies_report import chosen_by, cost_of
+from examples.studies.ecg_report import (
+    ALL,
+    CHOSEN_RUN,
+    EFFECT,
+    at_least,
+    gain,
+    interim,
+    large_gain,
+    no_loss,
+    phi_table,
+    score_table,
+    values,
+    whole,
+)
+from examples.studies.report import forest, table
+from examples.studies.statistics import differences, mean, seeds_needed
+from examples.studies.study import Outcome, Result, Section
+
+__all__ = ["Plan", "report", "run", "tasks"]
+
+CHEAP = ("start", "ramp", "walk", "best of 2 search")  # about two plain runs, as one run of `meta` is
+WITHOUT = (*CHEAP, "best static", "best of 3 ramp", "best of 7 search")
+POWER = 0.9
+
+
+@dataclass
+class Plan(ecg_remedies.Plan):
+    """The plan of this study.
+
+    Attributes:
+        choice: penalty of the ridge head by whose leave-one-out R² every arm chooses among its runs.
+    """
+
+    choice: float = 0.003
+
+
+def report(plan: Plan, results: Sequence[Result]) -> Section:
+    planned = list(tasks(plan.settings, plan.record))
+    results = chosen_by(whole(results, planned), plan.choice)
+    starts = {name: situation.start for name, situation in plan.settings.situations.items()}
+    names, number = list(starts), f"probe {plan.main}"
+    seeds = {name: len({r.task.seed for r in results if r.task.setting == name}) for name in names}
+    wanted = {name: len({task.seed for task in planned if task.setting == name}) for name in names}
+    best = {s: gain(results, number, s, CHOSEN_RUN, WITHOUT) for s in names}
+    known = {
+        "gain": large_gain(best),
+        "no loss": no_loss(best),
+        "loss excluded": _loss_excluded(no_loss(best), best),
+        "over all": at_least(results, number, names, CHOSEN_RUN, ALL),
+        "single": no_loss({s: gain(results, number, s, "meta", CHEAP) for s in names}),
+        "walk": at_least(results, number, names, "meta", "walk"),
+        "paper's settings": at_least(results, number, names, "meta", "meta (paper)"),
+    }
+    outcomes = {name: interim(known[name], seeds, wanted) for name in plan.expected}
+    counted = ", ".join(f"{n} of `{name}`" for name, n in seeds.items())
+    parts = [f"Seeds of which every arm is done, and which alone are reported: {counted}."]
+    done = {name: start for name, start in starts.items() if seeds[name]}
+    arms = ("start", "best static", "best of 2 search", "best of 7 search", "ramp", "best of 3 ramp", ALL, "walk",
+            "meta (paper)", "meta", CHOSEN_RUN)  # fmt: skip
+    sizes = plan.settings.scoring.probe
+    parts += [score_table(results, s, "probe", sizes, arms, WITHOUT) for s in done]
+    shown = {s: {arm: mean(own) for arm in arms if (own := values(results, number, arm, s))} for s in done}
+    figures = {}
+    if any(e.low < e.high for own in shown.values() for e in own.values()):
+        figures["ecg_again"] = forest(shown, f"test AUROC, {plan.main} labels, linear probe, %")
+        parts.append("![AUROC of every arm](figures/ecg_again.svg)")
+    parts += [_cost(results, done, arms)] if done else []
+    parts += [f"What φ did in `meta`:\n\n{phi_table(results, done)}"] if done else []
+    parts.append(_design(results, number, wanted, plan))
+    return Section(outcomes, "\n\n".join([*parts, plan.notes.strip()]), figures)
+
+
+def _loss_excluded(outcome: Outcome, best: Mapping[str, object]) -> Outcome:
+    """Met where no interval reaches down to a loss as large as the gain that is looked for."""
+    if outcome.met is None:
+        return outcome
+    return Outcome(outcome.text, all(pair is not None and pair[1].low > -EFFECT for pair in best.values()))
+
+
+def _cost(results: Sequence[Result], settings: Mapping[str, object], arms: Sequence[str]) -> str:
+    rows = [(arm, *(f"{cost_of(results, arm, s):.1f}" for s in settings)) for arm in arms]
+    return f"Pre-training, in plain runs:\n\n{table(('arm', *settings), rows)}"
+
+
+def _design(results: Sequence[Result], number: str, wanted: Mapping[str, int], plan: Plan) -> str:
+    """The paired SD in the study before, how many seeds follow from it, and the SD that was found."""
+    before = study.load("ecg_remedies")
+    cells = before.tasks()
+    earlier = whole(study.read_results(study.results_file("ecg_remedies"), cells), cells)
+    rows: list[list[object]] = []
+    for setting, planned in wanted.items():
+        row: list[object] = [setting]
+        for found in (chosen_by(earlier, plan.choice), results):
+            sd, best = _spread(found, number, setting)
+            row += [f"{sd:.1f}, against {best}" if best else "–"]
+            if found is not results:
+                row += [seeds_needed(sd, EFFECT, POWER) if best else "–", planned]
+        rows.append(row)
+    head = (
+        "situation",
+        "paired SD before, points",
+        f"seeds for a power of {POWER} at {EFFECT}",
+        "seeds here",
+        "paired SD here",
+    )
+    return f"How many seeds, from the paired SD of {CHOSEN_RUN} minus the best arm without learning:\n\n{table(head, rows)}"
+
+
+def _spread(results: Sequence[Result], number: str, setting: str) -> tuple[float, str]:
+    found = gain(results, number, setting, CHOSEN_RUN, WITHOUT)
+    if found is None:
+        return 0.0, ""
+    own, other = (values(results, number, arm, setting) for arm in (CHOSEN_RUN, found[0]))
+    each = differences(own, other)
+    return (float(np.std(each, ddof=1)), found[0]) if len(each) > 1 else (0.0, "")
