@@ -1,4 +1,4 @@
-"""ECG, synthetic cohort: cells of :mod:`examples.studies.ecg_remedies` on fresh seeds, where the penalty that it found best chooses.
+"""ECG, synthetic cohort: cells of :mod:`examples.studies.ecg_remedies` on fresh seeds, and chosen by a lighter penalty.
 
 How many seeds a situation has follows from the paired SD of that study, which is the pilot of this one.
 """
