@@ -21,6 +21,8 @@ def paper(
     on a batch of their own, after θ has moved; one draw; φ's gradient neither scaled nor clipped. The rest of it is in the
     state: Adam for θ at ``lr``, and Adam with its default eps for φ, at 1 (task weights) or 1e-4 (augmentation network).
 
+    One thing is ours: a φ step whose series grows is not taken, where theirs would be (give the inverse ``growth=math.inf``).
+
     Args:
         steps: pre-training steps in all; the paper's are 100 epochs of batches of 32 (graphs), 50 of 256 (ECG).
         warmup: steps before φ moves; the paper's are one epoch.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any, Literal
 
@@ -39,8 +39,9 @@ DECAY, PENALTY = 3e-3, 0.1
 LEARNED = ("from below", "from above")
 BAR = 15.0  # per cent of the truth
 Batch = tuple[Tensor, Draw]
-Way = Literal["ours", "paper", "random_walk"]
-WAYS: Mapping[str, Way] = {"walk": "random_walk", "paper": "paper"}
+Way = Literal["ours", "paper", "released", "random_walk"]
+WAYS: Mapping[str, Way] = {"walk": "random_walk", "paper": "paper", "released": "released"}
+PAPER = ("paper", "released")
 Errors = Mapping[tuple[str, str], Mapping[int, float]]
 
 
@@ -180,7 +181,7 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
             inputs = common | {"situation": asdict(situation)}
             for arm in (*LEARNED, "walk from below", "walk from above", "search"):
                 yield Task(arm, name, seed, inputs)
-            for arm in (f"paper {start}" for start in LEARNED):
+            for arm in (f"{way} {start}" for way in PAPER for start in LEARNED):
                 yield Task(arm, name, seed, inputs | paper_rates)
 
 
@@ -213,11 +214,11 @@ def pretrained(
     """The magnitude, a geometric mean over the last quarter of the φ steps, and the validation loss at the end.
 
     Args:
-        way: to move φ; None: it is held.
+        way: to move φ; None: it is held. ``released`` is ``paper`` without our guard against a series that grows.
     """
     theta = {"w": torch.zeros(2 * FEATURES + 1, CLASSES, requires_grad=True)}
     phi = {"g": torch.full((1, 1, 1), math.sqrt(start), requires_grad=True)}
-    phi_lr = settings.paper_phi_lr if way == "paper" else settings.phi_lr
+    phi_lr = settings.paper_phi_lr if way in PAPER else settings.phi_lr
     phi_optimizer = torch.optim.Adam(phi.values(), lr=phi_lr)
     state = MetaState(
         theta=theta,
@@ -230,7 +231,7 @@ def pretrained(
     for report in meta_train(
         problem,
         state,
-        Batches(problem, settings.batch_size, seed, split=way == "paper"),
+        Batches(problem, settings.batch_size, seed, split=way in PAPER),
         seed=seed,
         **_engine(settings, way),
     ):
@@ -243,8 +244,9 @@ def pretrained(
 
 
 def _engine(settings: Settings, way: Way | None) -> dict[str, Any]:
-    if way == "paper":
-        return paper(settings.steps, settings.warmup, lr=settings.lr, head_lr=settings.paper_head_lr)
+    if way in PAPER:
+        found = paper(settings.steps, settings.warmup, lr=settings.lr, head_lr=settings.paper_head_lr)
+        return found if way == "paper" else found | {"inverse": replace(found["inverse"], growth=math.inf)}
     return {
         "schedule": Schedule(settings.steps, settings.period if way else 0, settings.warmup),
         "finetune": ImplicitHead("ridge", penalty=PENALTY),
@@ -286,7 +288,7 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
             "magnitude": _within(errors, names),
             "search": _nearer(errors, names, dict.fromkeys(LEARNED, "search")),
             "walk": _nearer(errors, names, {start: f"walk {start}" for start in LEARNED}),
-            "paper": _nearer(errors, names, {start: f"paper {start}" for start in LEARNED}),
+            **{way: _nearer(errors, names, {start: f"{way} {start}" for start in LEARNED}) for way in PAPER},
         },
         f"{table(head, rows)}\n\n![Error of the magnitude in every arm](figures/nuisance.svg)",
         {"nuisance": page},

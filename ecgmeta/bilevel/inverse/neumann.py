@@ -27,7 +27,8 @@ class Neumann:
         damping: μ ≥ 0, added to the diagonal of H, for Hessians with negative eigenvalues down to −μ.
         exact_residual: spend one more product to know the residual of the returned sum. Without it the residual is
             that of the sum one term shorter, which is not smaller where the series converges.
-        growth: largest ‖r‖_P that negative curvature may make, relative to that of v; above 1.
+        growth: largest ‖r‖_P that negative curvature may make, relative to that of v; above 1. Infinity: every term is taken,
+            whatever grows, as in Raghu et al.'s released code; ``contraction`` alone tells then.
         preconditioner: called at each solve, for the diagonal of P as a tree shaped like v, positive; None is P = I. A function
             because Adam's moments move between φ steps: see :func:`~ecgmeta.bilevel.inverse.diagonal.adam_preconditioner`.
 
@@ -87,7 +88,7 @@ class Neumann:
                     result = Result.INDEFINITE
                     break
                 result = Result.NEGATIVE_CURVATURE
-            elif ratio > 1 + ROUNDING:
+            elif ratio > 1 + ROUNDING and self.growth < float("inf"):
                 result = Result.DIVERGED
                 break
             known = new_length / length

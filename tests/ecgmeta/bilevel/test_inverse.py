@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -273,6 +274,21 @@ def test_negative_curvature_is_noticed_and_damping_cures_it(preconditioned: bool
     tiny = Neumann(1, 1e-9, preconditioner=precondition)(matvec_of(matrix), {"x": v})
     assert tiny.ok
     assert tiny.result is Result.NEGATIVE_CURVATURE
+
+
+@pytest.mark.parametrize("name", ["3I", "indefinite"])
+def test_with_no_bound_on_growth_every_term_is_summed(name: str) -> None:
+    matrix = (
+        OPERATORS["3I"] if name == "3I" else torch.diag(torch.tensor([-2.0, 3.0] * 2, dtype=torch.float64))
+    )
+    v, alpha, terms = rhs(4), 0.9, 6
+    solution = Neumann(terms, alpha, growth=math.inf)(matvec_of(matrix), {"x": v})
+    step = torch.eye(4, dtype=v.dtype) - alpha * matrix
+    expected = alpha * sum(torch.linalg.matrix_power(step, j) @ v for j in range(terms + 1))
+    torch.testing.assert_close(solution.value["x"], expected)
+    assert solution.ok
+    assert solution.contraction is not None
+    assert solution.contraction > 1.5
 
 
 def test_growth_that_positive_and_negative_curvature_share_stops_the_series_and_names_both() -> None:
