@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ecgmeta.runtime.page.charts import Estimate
+from ecgmeta.runtime.seeds import derive
 from examples.studies import ecg_synthetic, study
 from examples.studies.ecg_arms import (
     Meta,
@@ -31,7 +32,8 @@ from examples.studies.report import forest, table
 from examples.studies.statistics import mean, paired
 from examples.studies.study import Outcome, Result, Section, Task
 
-WITHOUT = ("random encoder", "start", "best static", "random search", "ramp")
+WITHOUT = ("random encoder", "start", "best static", "random search", "ramp", "walk")
+LEARN = {"meta": "ours", "meta (paper)": "paper", "replayed": "replayed"}  # a cell for each number of labels
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Plan(study.Plan):
 
 
 def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
-    """Seed by seed. What sees no labels while it pre-trains is one cell; a run of `meta` is one for each number of labels."""
+    """Seed by seed. What sees no labels while it pre-trains is one cell; what learns from them is one for each number."""
     common = {name: asdict(getattr(settings, name)) for name in ("sizes", "training", "meta", "scoring")}
     for seed in seeds:
         for name, situation in settings.situations.items():
@@ -82,34 +84,39 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
                 yield Task(
                     f"search {trial}", name, seed, inputs | {"trial": trial, "spread": settings.spread}
                 )
+            yield Task("walk", name, seed, inputs | {"learn": "random_walk"})
             for n in settings.labels:
-                yield Task(f"meta, {n} labels", name, seed, inputs | {"labels": [n], "learn": "ours"})
+                for arm, learn in LEARN.items():
+                    yield Task(f"{arm}, {n} labels", name, seed, inputs | {"labels": [n], "learn": learn})
 
 
 def run(task: Task) -> Mapping[str, float]:
     """For each number of labels: test AUROC, and what candidates are chosen by."""
     inputs, seed = task.inputs, task.seed
     unlabelled, pool, test = ecg_synthetic.cohort_of(inputs, seed)
+    seen = pool.take(slice(inputs["labels"][0]))
     start, training, meta = (
         inputs["situation"]["start"],
         Training(**inputs["training"]),
         Meta(**inputs["meta"]),
     )
-    encoder = untrained(unlabelled, seed)
+    own, learn, path = seed, inputs.get("learn", ""), None
+    if "factor" in inputs:
+        start = scaled(start, inputs["factor"])
+    elif "trial" in inputs:
+        start = drawn(start, inputs["spread"], seed, inputs["trial"])
+    elif "ramp" in inputs:
+        low, high = inputs["ramp"]
+        path = ramp(start, low, high, training.steps)
+    elif learn == "replayed":  # the learned magnitudes of each step, for other weights and batches
+        path = pretrain(unlabelled, seen, start, seed, training, meta, learn="ours").path
+        own, learn = derive(seed, "retrained"), ""
+    encoder = untrained(unlabelled, own)
     numbers: dict[str, float] = {}
     if task.arm != "random encoder":
-        path = None
-        if "factor" in inputs:
-            start = scaled(start, inputs["factor"])
-        elif "trial" in inputs:
-            start = drawn(start, inputs["spread"], seed, inputs["trial"])
-        elif "ramp" in inputs:
-            low, high = inputs["ramp"]
-            path = ramp(start, low, high, training.steps)
         found = pretrain(
-            unlabelled, pool.take(slice(inputs["labels"][0])), start, seed, training, meta,
-            learn=inputs.get("learn", ""), encoder=encoder, path=path,
-        )  # fmt: skip
+            unlabelled, seen, start, own, training, meta, learn=learn, encoder=encoder, path=path
+        )
         numbers = {"pretrain seconds": found.seconds} | learned_numbers(found)
     for n in inputs["labels"]:
         numbers |= score(
@@ -134,6 +141,9 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
     outcomes = {
         "start": _above(known, plan.held, "start"),
         "no loss": no_loss({f"{name}, {n}": pair for (name, n), pair in over.items()}),
+        "walk": _above(known, plan.held, "walk"),
+        "paper's settings": _not_below(known, list(settings.situations), "meta (paper)"),
+        "replayed": _not_below(known, list(settings.situations), "replayed"),
         "more labels": _rises(known, plan.held, min(labels), max(labels)),
     }
     counted = ", ".join(f"{n} of `{name}`" for name, n in seeds.items())
@@ -153,12 +163,11 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
     if any(not math.isnan(e.low) for own in gains.values() for e in own.values()):
         figures["ecg_labels"] = forest(gains, "test AUROC of meta minus the best arm without it, points", 0.0)
         parts.append("![Learned magnitudes beside the best arm without learning](figures/ecg_labels.svg)")
-    all_of = {"no loss": list(settings.situations)}  # the others are about one situation
+    of_one = ("start", "walk", "more labels")  # the others are about all situations
+    about = {name: [plan.held] if name in of_one else list(settings.situations) for name in plan.expected}
     chosen = {
         name: interim(
-            outcomes[name],
-            {s: seeds[s] for s in all_of.get(name, [plan.held])},
-            {s: len(plan.record) for s in all_of.get(name, [plan.held])},
+            outcomes[name], {s: seeds[s] for s in about[name]}, {s: len(plan.record) for s in about[name]}
         )
         for name in plan.expected
     }
@@ -170,7 +179,7 @@ def with_labels(results: Sequence[Result], n: int) -> list[Result]:
     found = []
     for r in results:
         if f"probe {n}" in r.numbers:
-            arm = "meta" if r.task.arm == f"meta, {n} labels" else r.task.arm
+            arm = r.task.arm.removesuffix(f", {n} labels")
             numbers = {
                 **r.numbers,
                 "probe": r.numbers[f"probe {n}"],
@@ -192,6 +201,13 @@ def _above(known: Mapping[int, Sequence[Result]], setting: str, arm: str) -> Out
     return Outcome(text, _verdict(found.values(), all(e.low > 0 for e in found.values())))
 
 
+def _not_below(known: Mapping[int, Sequence[Result]], settings: Sequence[str], arm: str) -> Outcome:
+    """Met where `meta` is in no situation below an arm (95 %) with any number of labels."""
+    found = {(s, n): mean(_against(results, s, arm)) for s in settings for n, results in known.items()}
+    text = "; ".join(f"{s}, {n}: {said(e)}" for (s, n), e in found.items())
+    return Outcome(text, _verdict(found.values(), all(e.high >= 0 for e in found.values())))
+
+
 def _rises(known: Mapping[int, Sequence[Result]], setting: str, few: int, many: int) -> Outcome:
     """Met where what `meta` has over the best static arm is more with many labels than with few (95 %)."""
     more = paired(*(_against(known[n], setting, "best static") for n in (many, few)))
@@ -205,10 +221,10 @@ def _verdict(found: Any, met: bool) -> bool | None:
 def _table(known: Mapping[int, Sequence[Result]], setting: str) -> str:
     """AUROC of every arm by the number of labels, then the paired differences of `meta`."""
     rows: list[list[object]] = []
-    for arm in (*WITHOUT, "meta"):
+    for arm in (*WITHOUT, *LEARN):
         found = [values(results, "probe", arm, setting) for results in known.values()]
         rows.append([arm, *(said(mean(v), "") if v else "–" for v in found)])
-    for arm in ("start", "best static"):
+    for arm in ("start", "best static", "walk", "meta (paper)", "replayed"):
         each: list[Estimate] = [mean(_against(results, setting, arm)) for results in known.values()]
         rows.append([f"**meta − {arm}**", *("–" if math.isnan(e.value) else said(e) for e in each)])
     rows.append(["**meta − best without**", *(_best(results, setting) for results in known.values())])
