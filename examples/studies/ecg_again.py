@@ -35,7 +35,7 @@ __all__ = ["Plan", "report", "run", "tasks"]
 
 CHEAP = ("start", "ramp", "walk", "best of 2 search")  # about two plain runs, as one run of `meta` is
 WITHOUT = (*CHEAP, "best static", "best of 3 ramp", "best of 7 search")
-POWER = 0.9
+POWER = 0.8
 
 
 @dataclass

@@ -377,7 +377,8 @@ def score(
 ) -> dict[str, float]:
     """Macro AUROC on the test records in per cent, from the first n of the pool for each size n, a fifth of which validates.
 
-    Keys are ``probe n`` and ``tuned n``. ``encode`` gives the examples of the probe, :func:`encoded` where it is None.
+    Keys are ``probe n`` and ``tuned n``. ``encode`` gives the examples of the probe, :func:`encoded` where it is None. A probe
+    that has no example, or none but examples, of some label to train on has no number (NaN), in whichever arm.
     """
     encode = encode or encoded
     found: dict[str, float] = {}
@@ -385,6 +386,9 @@ def score(
         examples, identity = encode(encoder, test), _Features(encoder.num_features)
         for n in scoring.probe:
             parts = (pool.take(slice(n * 4 // 5)), pool.take(slice(n * 4 // 5, n)))
+            if not _has_both(parts[0].y):
+                found[f"probe {n}"] = math.nan
+                continue
             train, validation = (encode(encoder, part) for part in parts)
             predictor = linear_probe(identity, train, validation, examples, l2_grid=scoring.l2)
             found[f"probe {n}"] = _auroc(predictor.test_logits, examples)
@@ -396,6 +400,11 @@ def score(
         )  # fmt: skip
         found[f"tuned {n}"] = _auroc(predictor.test_logits, test)
     return found
+
+
+def _has_both(y: Tensor) -> bool:
+    """Of (n, labels): whether each label is present in some rows and absent in others."""
+    return bool(((y > 0).any(0) & (y == 0).any(0)).all())
 
 
 class _Features(nn.Module):
