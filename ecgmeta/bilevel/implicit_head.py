@@ -31,15 +31,25 @@ class TargetProblem(FeatureProblem, Protocol):
         ...
 
 
+@runtime_checkable
+class GroupedProblem(TargetProblem, Protocol):
+    """A :class:`TargetProblem` some of whose examples belong together, such as recordings of one patient."""
+
+    def groups(self, batch: Any) -> Tensor | None:
+        """(examples,), a number for each group, whose examples ``"ridge"`` leaves out together; None: each stands alone."""
+        ...
+
+
 @dataclass(frozen=True)
 class ImplicitHead:
     """A linear head with intercept, solved to its optimum on the features of the fine-tuning batch.
 
     ``"ridge"``: ``W = argmin ‖F̃W − Ỹ‖²/n + λs‖W‖²`` on centred features and standardised targets, so that a rare label counts
     as much as a frequent one, as it does in a macro average. The loss is the mean square of its *leave-one-out* errors
-    ``(y − ŷ)ᵢ / (1 − hᵢᵢ)`` on the validation batch, which should hold all MetaFT data: no split is needed. ``"logistic"``: the
-    penalised logistic head fitted on the train batch by Newton's method; the loss is the validation cross-entropy,
-    differentiated by the implicit function theorem.
+    ``(y − ŷ)ᵢ / (1 − hᵢᵢ)`` on the validation batch, which should hold all MetaFT data: no split is needed. Examples that a
+    :class:`GroupedProblem` says belong together are left out together, so that none is predicted from its siblings.
+    ``"logistic"``: the penalised logistic head fitted on the train batch by Newton's method; the loss is the validation
+    cross-entropy, differentiated by the implicit function theorem.
 
     The optimum on all labels is no mean of the ranks' optima: give every data-parallel rank the same, whole batches.
 
@@ -80,7 +90,8 @@ class ImplicitHead:
         nodes = leaves(encoded.features)
         targets = [problem.targets(batch).to(next(iter(nodes.values())).dtype) for batch in batches]
         if self.kind == "ridge":
-            loss = leave_one_out(nodes["0"], standardise(targets[0]), self.penalty)
+            groups = problem.groups(val_batch) if isinstance(problem, GroupedProblem) else None
+            loss = leave_one_out(nodes["0"], standardise(targets[0]), self.penalty, groups)
         else:
             loss = logistic(nodes["0"], targets[0], nodes["1"], targets[1], self.penalty, self.newton_steps)
         cotangents: Tree = gradient(loss, nodes)
@@ -94,16 +105,18 @@ def standardise(targets: Tensor) -> Tensor:
     return torch.where(sd > 0, centred / sd, 0.0)
 
 
-def leave_one_out(features: Tensor, targets: Tensor, penalty: float) -> Tensor:
+def leave_one_out(features: Tensor, targets: Tensor, penalty: float, groups: Tensor | None = None) -> Tensor:
     """Mean squared leave-one-out error of ridge regression with intercept, in closed form.
 
     Solved in the smaller of the two dimensions. The hat matrix of the centred problem plus 1/n for the intercept is that of
-    the whole, so the shortcut ``(y − ŷ)/(1 − h)`` is exact. The penalty's scale s is held fixed in the derivative.
+    the whole, so the shortcut ``(y − ŷ)/(1 − h)`` is exact; for a group g it is ``(I − H_gg)⁻¹ (y − ŷ)_g``. The
+    penalty's scale s is held fixed in the derivative.
 
     Args:
         features: (examples, features).
         targets: (examples, outputs).
         penalty: λ, relative to the mean squared norm of a centred feature vector.
+        groups: (examples,), those of the same number are left out together; None: each alone. Two or more of them.
     """
     n = len(features)
     centred = features - features.mean(0)
@@ -116,7 +129,12 @@ def leave_one_out(features: Tensor, targets: Tensor, penalty: float) -> Tensor:
         shifted = cov + scale * torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
         hat = centred @ torch.linalg.solve(shifted, centred.T)
     hat = hat + 1.0 / n
-    errors = (targets - hat @ targets) / (1 - hat.diagonal()).unsqueeze(1)
+    residuals = targets - hat @ targets
+    if groups is None:
+        errors = residuals / (1 - hat.diagonal()).unsqueeze(1)
+    else:  # the blocks H_gg alone, all in one matrix
+        own = torch.where(groups.unsqueeze(1) == groups, hat, 0.0)
+        errors = torch.linalg.solve(torch.eye(n, dtype=hat.dtype, device=hat.device) - own, residuals)
     return errors.square().mean()
 
 

@@ -240,7 +240,8 @@ class FeatureModuleProblem(ModuleProblem):
 
     ``finetune`` also has ``features(batch)`` and ``head_loss(features, batch)``, with ``finetune(batch) ==
     head_loss(features(batch), batch)``; the engine computes the features once for a whole unroll of the head. For an
-    :class:`~ecgmeta.bilevel.implicit_head.ImplicitHead` it has ``targets(batch)``, too.
+    :class:`~ecgmeta.bilevel.implicit_head.ImplicitHead` it has ``targets(batch)``, too, and where examples belong together
+    ``groups(batch)``.
     """
 
     def finetune_loss(self, theta: Tree, psi: Tree, batch: Any) -> Tensor:
@@ -261,6 +262,10 @@ class FeatureModuleProblem(ModuleProblem):
     def targets(self, batch: Any) -> Tensor:
         found: Tensor = _Method(self.finetune, "targets")(batch)
         return found
+
+    def groups(self, batch: Any) -> Tensor | None:
+        found = getattr(self.finetune, "groups", None)
+        return None if found is None else found(batch)
 
 
 class _Method(nn.Module):

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A fine-tuning batch: x (batch, leads, samples) in mV, y (batch, labels) of 0 and 1.
+    """A fine-tuning batch: x (batch, leads, samples) in mV, y (batch, labels) of 0 and 1, and whose recordings they are:
+    patients (batch,), numbered, or None where no two recordings are of one.
 
     Where it has a pool and rows, the engine encodes each recording once for all batches of an unroll, and x is read from the
     pool when it is asked for.
@@ -35,6 +37,7 @@ class Labelled:
     y: Tensor
     pool: Pool | None = None
     rows: Tensor | None = None
+    patients: Tensor | None = None
 
     @property
     def x(self) -> Tensor:
@@ -53,22 +56,34 @@ class Pool:
         data: ``data[rows]`` has the signals (rows, leads, samples) in mV first.
         labels: (recordings, labels) of 0 and 1.
         device: where batches go.
+        patients: (recordings,), see :class:`Labelled`.
     """
 
     data: ECGDataset | TensorDataset
     labels: Tensor
     device: torch.device
+    patients: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def draw(self, rows: Tensor) -> Labelled:
         """A batch that reads its signals when it is asked for them."""
-        return Labelled(None, self.labels[rows].to(self.device), self, rows)
+        return Labelled(None, self.labels[rows].to(self.device), self, rows, self._patients(rows))
 
     def __getitem__(self, rows: Tensor) -> Labelled:
         """A batch that stands alone, its signals read."""
-        return Labelled(self.data[rows][0].to(self.device), self.labels[rows].to(self.device))
+        x = self.data[rows][0].to(self.device)
+        return Labelled(x, self.labels[rows].to(self.device), patients=self._patients(rows))
+
+    def _patients(self, rows: Tensor) -> Tensor | None:
+        return None if self.patients is None else self.patients[rows].to(self.device)
+
+
+def patients_of(data: ECGDataset) -> Tensor | None:
+    """A number for each patient, (recordings,), or None where no two recordings are of one."""
+    codes, names = pd.factorize(data.meta["patient"])
+    return None if len(names) == len(codes) else torch.from_numpy(codes)
 
 
 class SimCLRBatches:
@@ -107,7 +122,7 @@ class SimCLRBatches:
     ) -> None:
         self._pretrain, self._rank, self._ranks = pretrain, rank, ranks
         self._train, self._validation = (
-            None if data is None else Pool(data, torch.from_numpy(data.labels), device)
+            None if data is None else Pool(data, torch.from_numpy(data.labels), device, patients_of(data))
             for data in (train, validation)
         )
         self._static, self._augmenter = static, augmenter

@@ -37,6 +37,10 @@ class FinetuneHead(nn.Module):
         """What a head that is solved for should predict."""
         return batch.y
 
+    def groups(self, batch: Labelled) -> Tensor | None:
+        """Whose recordings belong together."""
+        return batch.patients
+
     def forward(self, batch: Labelled) -> Tensor:
         return self.head_loss(self.features(batch), batch)
 

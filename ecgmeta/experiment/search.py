@@ -8,13 +8,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ecgmeta.bilevel.implicit_head import leave_one_out, standardise
 from ecgmeta.encoders import load_encoder
+from ecgmeta.experiment.batches import patients_of
 from ecgmeta.experiment.cohort import Cohort
-from ecgmeta.experiment.config import Experiment
+from ecgmeta.experiment.config import Experiment, Search
 from ecgmeta.experiment.pretrain import metaft, note_data, pretrain
 from ecgmeta.experiment.run import Run
 from ecgmeta.runtime.progress import Report as Progress
@@ -49,13 +49,23 @@ def search(run: Run, cohort: Cohort, ranks: Ranks, progress: Progress) -> None:
         best = max(range(len(scores)), key=scores.__getitem__)
         if scores[best] == -math.inf:
             say(f"warning: {run.arm}: no trial's features tell one record from another; the first is kept")
-        say(
-            f"{run.arm}: trial {best + 1} of {len(scores)} is the best: R² of the MetaFT labels {scores[best]:.3f}"
-        )
+        else:
+            r2 = f"R² of the MetaFT labels {scores[best]:.3f}"
+            say(f"{run.arm}: trial {best + 1} of {len(scores)} is the best: {r2}")
         signal = {name: trials[best].info[name] for name in ("signal",) if name in trials[best].info}
         run.note(search={"scores": scores, "best": best + 1}, **signal)
         _keep(trials[best], run)
     ranks.wait()
+
+
+def say_compute(config: Experiment) -> None:
+    """Say so where a search stands beside several runs of meta and takes less time than they do."""
+    wanted = round(Search().compute * config.search.runs, 2)
+    if {"meta_best", "search"} <= {config.pretrain.arm, *config.compare} and config.search.compute < wanted:
+        say(
+            f"search takes {config.search.compute:g} plain pre-trainings, the {config.search.runs} runs of meta_best about "
+            f"{wanted:g} or more: search.compute={wanted:g} compares them at the same"
+        )
 
 
 def _candidates(run: Run, recordings: int) -> list[Experiment]:
@@ -79,23 +89,24 @@ def trial(config: Experiment, number: int, recordings: int) -> Experiment:
 
 
 def _score(run: Run, cohort: Cohort) -> float:
-    """R² of a ridge head for the labels of all MetaFT records, each left out of its own fit; −∞ where features say nothing.
+    """R² of a ridge head for the labels of all MetaFT records, each patient left out of the fit; −∞ where features say nothing.
 
     In ``examples/studies`` (``ecg_remedies``) this told good encoders from bad ones better the lighter the penalty was.
     """
+    from ecgmeta.data import concat
     from ecgmeta.evaluation.predictor import run_batches
 
     encoder = load_encoder(run.encoder).eval()
-    parts = [
-        run_batches(encoder, part, 256, None, "features of MetaFT") for part in metaft(run.config, cohort)
-    ]
-    features, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    data = concat(metaft(run.config, cohort))
+    features, labels = run_batches(encoder, data, 256, None, "features of MetaFT")
+    patients = patients_of(data)
     every = slice(None, None, -(-len(features) // LARGEST))
     x, y = torch.from_numpy(features[every]).double(), torch.from_numpy(labels[every]).double()
     y = y[:, y.min(0).values < y.max(0).values]
     if not float((x - x.mean(0)).square().sum()) > 0:  # NaN, or the same for every record
         return -math.inf
-    found = 1 - float(leave_one_out(x, standardise(y), run.config.search.penalty))
+    groups = None if patients is None else patients[every]
+    found = 1 - float(leave_one_out(x, standardise(y), run.config.search.penalty, groups))
     return found if math.isfinite(found) else -math.inf
 
 

@@ -16,7 +16,7 @@ from ecgmeta.experiment.finetune import check_labels, finetune
 from ecgmeta.experiment.pretrain import metaft, pretrain
 from ecgmeta.experiment.report import report
 from ecgmeta.experiment.run import Run
-from ecgmeta.experiment.search import search
+from ecgmeta.experiment.search import say_compute, search
 from ecgmeta.runtime.files import folder_lock
 from ecgmeta.runtime.logs import check_sinks
 from ecgmeta.runtime.progress import progress_bar, say
@@ -41,6 +41,7 @@ def _run_experiment(folder: Path, config: Experiment) -> dict[str, Any] | None:
     cohort = _load(config)
     if set(GUIDED) & {config.pretrain.arm, *config.compare}:
         metaft(config, cohort)
+        say_compute(config)
     if config.through != "pretrain":
         check_labels(config, cohort)
     ranks = find_ranks(config.accelerator)

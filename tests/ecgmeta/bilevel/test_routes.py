@@ -211,7 +211,8 @@ def test_full_unroll_differs_from_the_head_alone() -> None:
     assert float((found[0] - found[1]).norm() / found[0].norm()) > 0.01
 
 
-def test_leave_one_out_equals_refitting_without_each_example() -> None:
+@pytest.mark.parametrize("groups", [None, [0, 1, 0, 2, 2, 2, 3, 1, 4]], ids=["alone", "groups"])
+def test_leave_one_out_equals_refitting_without_each_example(groups: list[int] | None) -> None:
     g = torch.Generator().manual_seed(5)
     for n, d in ((9, 4), (6, 11)):
         f, y = (
@@ -221,14 +222,16 @@ def test_leave_one_out_equals_refitting_without_each_example() -> None:
         penalty = 0.3
         size = penalty * float((f - f.mean(0)).square().sum())
         errors = []
+        of = list(range(n)) if groups is None else groups[:n]
         for i in range(n):
-            kept = [k for k in range(n) if k != i]
-            a = torch.cat([f[kept], torch.ones(n - 1, 1, dtype=torch.float64)], 1)
+            kept = [k for k in range(n) if of[k] != of[i]]
+            a = torch.cat([f[kept], torch.ones(len(kept), 1, dtype=torch.float64)], 1)
             ridge = size * torch.eye(d + 1, dtype=torch.float64)
             ridge[-1, -1] = 0
             w = torch.linalg.solve(a.T @ a + ridge, a.T @ y[kept])
             errors.append(y[i] - torch.cat([f[i], torch.ones(1, dtype=torch.float64)]) @ w)
-        torch.testing.assert_close(leave_one_out(f, y, penalty), torch.stack(errors).square().mean())
+        found = leave_one_out(f, y, penalty, None if groups is None else torch.tensor(of))
+        torch.testing.assert_close(found, torch.stack(errors).square().mean())
 
 
 def test_the_logistic_head_is_differentiated_at_its_optimum() -> None:

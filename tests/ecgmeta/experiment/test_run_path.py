@@ -390,9 +390,11 @@ def test_the_ridge_head_guides_with_every_metaft_record(tmp_path: Path) -> None:
     training = _prepare(run.config, cohort, find_ranks("cpu"))
     batch = training.batches.validation(0)
     assert len(batch.y) == 40
+    assert batch.patients is not None
+    assert len(batch.patients.unique()) < 40  # and each patient's recordings are left out together
     with torch.no_grad():
         features = training.model.encoder.eval()(batch.x)
     state = training.finetune(training.model.problem, training.state.theta, {}, [], batch)
     assert float(state.validation_loss) == pytest.approx(
-        float(leave_one_out(features, standardise(batch.y), 0.5)), rel=1e-5
+        float(leave_one_out(features, standardise(batch.y), 0.5, batch.patients)), rel=1e-5
     )
