@@ -18,8 +18,9 @@ from examples.studies.ecg_report import (
     CHOSEN_RUN,
     EFFECT,
     at_least,
+    candidates,
+    counted,
     gain,
-    interim,
     large_gain,
     no_loss,
     phi_table,
@@ -54,8 +55,7 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
     results = chosen_by(whole(results, planned), plan.choice)
     starts = {name: situation.start for name, situation in plan.settings.situations.items()}
     names, number = list(starts), f"probe {plan.main}"
-    seeds = {name: len({r.task.seed for r in results if r.task.setting == name}) for name in names}
-    wanted = {name: len({task.seed for task in planned if task.setting == name}) for name in names}
+    seeds = counted(results, planned, names)
     best = {s: gain(results, number, s, CHOSEN_RUN, WITHOUT) for s in names}
     known = {
         "gain": large_gain(best),
@@ -66,14 +66,15 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
         "walk": at_least(results, number, names, "meta", "walk"),
         "paper's settings": at_least(results, number, names, "meta", "meta (paper)"),
     }
-    outcomes = {name: interim(known[name], seeds, wanted) for name in plan.expected}
-    counted = ", ".join(f"{n} of `{name}`" for name, n in seeds.items())
-    parts = [f"Seeds of which every arm is done, and which alone are reported: {counted}."]
-    done = {name: start for name, start in starts.items() if seeds[name]}
+    outcomes = {name: seeds.judged(known[name]) for name in plan.expected}
+    parts = [seeds.text]
+    done = {name: start for name, start in starts.items() if seeds.done[name]}
     arms = ("start", "best static", "best of 2 search", "best of 7 search", "ramp", "best of 3 ramp", ALL, "walk",
             "meta (paper)", "meta", CHOSEN_RUN)  # fmt: skip
     sizes = plan.settings.scoring.probe
-    parts += [score_table(results, s, "probe", sizes, arms, WITHOUT) for s in done]
+    parts += [
+        score_table(results, s, "probe", sizes, arms, {"meta": CHEAP, CHOSEN_RUN: WITHOUT}) for s in done
+    ]
     shown = {s: {arm: mean(own) for arm in arms if (own := values(results, number, arm, s))} for s in done}
     figures = {}
     if any(e.low < e.high for own in shown.values() for e in own.values()):
@@ -81,7 +82,7 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
         parts.append("![AUROC of every arm](figures/ecg_again.svg)")
     parts += [_cost(results, done, arms)] if done else []
     parts += [f"What φ did in `meta`:\n\n{phi_table(results, done)}"] if done else []
-    parts.append(_design(results, number, wanted, plan))
+    parts.append(_design(results, number, seeds.planned, plan))
     return Section(outcomes, "\n\n".join([*parts, plan.notes.strip()]), figures)
 
 
@@ -93,7 +94,10 @@ def _loss_excluded(outcome: Outcome, best: Mapping[str, object]) -> Outcome:
 
 
 def _cost(results: Sequence[Result], settings: Mapping[str, object], arms: Sequence[str]) -> str:
-    rows = [(arm, *(f"{cost_of(results, arm, s):.1f}" for s in settings)) for arm in arms]
+    rows = [
+        (arm, *(f"{cost_of(results, arm, s):.1f}" if candidates(results, arm, s) else "–" for s in settings))
+        for arm in arms
+    ]
     return f"Pre-training, in plain runs:\n\n{table(('arm', *settings), rows)}"
 
 

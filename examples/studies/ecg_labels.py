@@ -26,7 +26,7 @@ from examples.studies.ecg_arms import (
     untrained,
     validated,
 )
-from examples.studies.ecg_report import best_without, gain, interim, no_loss, phi_table, said, values, whole
+from examples.studies.ecg_report import best_without, counted, gain, no_loss, phi_table, said, values, whole
 from examples.studies.ecg_synthetic import Situation, Sizes
 from examples.studies.report import forest, table
 from examples.studies.statistics import mean, paired
@@ -128,10 +128,9 @@ def run(task: Task) -> Mapping[str, float]:
 
 def report(plan: Plan, results: Sequence[Result]) -> Section:
     settings, labels = plan.settings, plan.settings.labels
-    results = whole(results, list(tasks(settings, plan.record)))
-    seeds = {
-        name: len({r.task.seed for r in results if r.task.setting == name}) for name in settings.situations
-    }
+    planned = list(tasks(settings, plan.record))
+    results = whole(results, planned)
+    seeds = counted(results, planned, settings.situations)
     known = {n: with_labels(results, n) for n in labels}
     over = {
         (name, n): gain(known[n], "probe", name, without=WITHOUT)
@@ -146,9 +145,8 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
         "replayed": _not_below(known, list(settings.situations), "replayed"),
         "more labels": _rises(known, plan.held, min(labels), max(labels)),
     }
-    counted = ", ".join(f"{n} of `{name}`" for name, n in seeds.items())
-    parts = [f"Seeds of which every arm is done, and which alone are reported: {counted}."]
-    done = {name: situation for name, situation in settings.situations.items() if seeds[name]}
+    parts = [seeds.text]
+    done = {name: situation for name, situation in settings.situations.items() if seeds.done[name]}
     parts += [_table(known, name) for name in done]
     for name, situation in done.items():
         ends = {f"{n} labels": situation.start for n in labels}
@@ -164,12 +162,8 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
         figures["ecg_labels"] = forest(gains, "test AUROC of meta minus the best arm without it, points", 0.0)
         parts.append("![Learned magnitudes beside the best arm without learning](figures/ecg_labels.svg)")
     of_one = ("start", "walk", "more labels")  # the others are about all situations
-    about = {name: [plan.held] if name in of_one else list(settings.situations) for name in plan.expected}
     chosen = {
-        name: interim(
-            outcomes[name], {s: seeds[s] for s in about[name]}, {s: len(plan.record) for s in about[name]}
-        )
-        for name in plan.expected
+        name: seeds.judged(outcomes[name], [plan.held] if name in of_one else None) for name in plan.expected
     }
     return Section(chosen, "\n\n".join([*parts, plan.notes.strip()]), figures)
 

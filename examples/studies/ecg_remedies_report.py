@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.page.charts import Estimate
 from examples.studies.ecg_remedies import PENALTIES
 from examples.studies.ecg_report import (
     ALL,
     EFFECT,
     candidates,
+    counted,
     gain,
-    interim,
     large_gain,
     no_loss,
     phi_table,
@@ -44,8 +45,7 @@ def section(
     results = whole(results, planned)
     starts = {name: situation.start for name, situation in plan.settings.situations.items()}
     names, number = list(starts), f"probe {plan.main}"
-    seeds = {name: len({r.task.seed for r in results if r.task.setting == name}) for name in names}
-    wanted = {name: len({task.seed for task in planned if task.setting == name}) for name in names}
+    seeds = counted(results, planned, names)
     known: dict[str, Outcome] = {}
     for arm in plan.chosen:
         every = {s: gain(results, number, s, arm, plan.without) for s in names}
@@ -60,12 +60,11 @@ def section(
             f"{arm}, no loss": no_loss(gains),
             f"{arm}, no loss, added": no_loss({s: every[s] for s in plan.added if s in every}),
         } | {f"{arm}, over {short}": no_loss(found) for short, found in over.items()}
-    outcomes = {name: interim(known[name], seeds, wanted) for name in plan.expected}
-    counted = ", ".join(f"{n} of `{name}`" for name, n in seeds.items())
-    parts = [f"Seeds of which every arm is done, and which alone are reported: {counted}."]
+    outcomes = {name: seeds.judged(known[name]) for name in plan.expected}
+    parts = [seeds.text]
     learning = [arm for arm in plan.settings.remedies if any(r.task.arm == arm for r in results)]
     arms = list(dict.fromkeys([*plan.without, ALL, *learning, *plan.chosen]))
-    done = {name: start for name, start in starts.items() if seeds[name]}
+    done = {name: start for name, start in starts.items() if seeds.done[name]}
     parts += [_arms_table(results, s, arms, number, plan) for s in done]
     shown = {s: {arm: mean(own) for arm in arms if (own := values(results, number, arm, s))} for s in done}
     figures = {}
@@ -163,7 +162,9 @@ def _seconds(results: Sequence[Result], arm: str, setting: str) -> dict[int, flo
 
 
 def chosen_by(results: Sequence[Result], penalty: float) -> list[Result]:
-    """The cells, among which a head with another penalty (one of PENALTIES) now chooses."""
+    """The cells, among which a head with another penalty now chooses: one of PENALTIES, or none of them says anything of it."""
+    if penalty not in PENALTIES:
+        raise InputError("study", "penalty of the choice", penalty, f"one of {PENALTIES}")
     key = f"R² at {penalty:g}"
     return [
         replace(r, numbers={**r.numbers, "validation": r.numbers[key]}) for r in results if key in r.numbers

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ WITHOUT = ("no pre-training", "random encoder", "start", "best static", "random 
 CHOSEN_RUN = "best of 3 meta"
 META = ("meta (paper)", "meta", "retrained", "replayed", CHOSEN_RUN)
 ARMS = (*WITHOUT, *META)
+AGAINST = dict.fromkeys(("meta", "retrained", "replayed", CHOSEN_RUN), WITHOUT)
 Values = Mapping[int, float]
 
 
@@ -127,11 +129,34 @@ def large_gain(found: Mapping[str, tuple[str, Estimate] | None]) -> Outcome:
     return Outcome(text, None if math.isnan(e.low) else e.value >= EFFECT and e.low > 0)
 
 
-def interim(outcome: Outcome, seeds: Mapping[str, int], planned: Mapping[str, int]) -> Outcome:
-    """No verdict before every seed is done: looking at each as it comes would find something sooner or later."""
-    if outcome.met is None or seeds == planned:
-        return outcome
-    return Outcome(f"{outcome.text} ({'met' if outcome.met else 'missed'} so far; seeds are missing)")
+@dataclass(frozen=True)
+class Seeds:
+    """How many seeds of each situation are whole, and how many are planned."""
+
+    done: Mapping[str, int]
+    planned: Mapping[str, int]
+
+    @property
+    def text(self) -> str:
+        counted = ", ".join(f"{n} of `{name}`" for name, n in self.done.items())
+        return f"Seeds of which every arm is done, and which alone are reported: {counted}."
+
+    def judged(self, outcome: Outcome, settings: Iterable[str] | None = None) -> Outcome:
+        """No verdict on situations (None: all) before every seed is done: looking at each as it comes would find something
+        sooner or later."""
+        about = self.planned if settings is None else settings
+        if outcome.met is None or all(self.done[name] == self.planned[name] for name in about):
+            return outcome
+        return Outcome(f"{outcome.text} ({'met' if outcome.met else 'missed'} so far; seeds are missing)")
+
+
+def counted(results: Sequence[Result], planned: Sequence[Task], settings: Iterable[str]) -> Seeds:
+    """Of results that are :func:`whole`."""
+    names = list(settings)
+    return Seeds(
+        {name: len({r.task.seed for r in results if r.task.setting == name}) for name in names},
+        {name: len({task.seed for task in planned if task.setting == name}) for name in names},
+    )
 
 
 def at_least(results: Sequence[Result], number: str, settings: Sequence[str], a: str, b: str) -> Outcome:
@@ -146,9 +171,13 @@ def score_table(
     head: str,
     sizes: Sequence[int],
     arms: Sequence[str] = ARMS,
-    without: Sequence[str] = WITHOUT,
+    against: Mapping[str, Sequence[str]] = AGAINST,
 ) -> str:
-    """Mean test AUROC of every arm by label size, and below it the paired differences of meta arms from the best other."""
+    """Mean test AUROC of every arm by label size, and below it the paired differences of meta arms from the best other.
+
+    Args:
+        against: an arm that learns -> those without learning that it is compared with.
+    """
     rows: list[list[object]] = []
     for arm in arms:
         found = [values(results, f"{head} {n}", arm, setting) for n in sizes]
@@ -162,7 +191,7 @@ def score_table(
         for n in sizes
     ]
     rows.append(["**meta − best static**", *("–" if math.isnan(e.value) else said(e) for e in static)])
-    for arm in ("meta", "retrained", "replayed", CHOSEN_RUN):
+    for arm, without in against.items():
         if not any(values(results, f"{head} {n}", arm, setting) for n in sizes):
             continue
         gains = [gain(results, f"{head} {n}", setting, arm, without) for n in sizes]
@@ -299,11 +328,9 @@ def section(
         "paper's settings": at_least(results, number, names, "meta", "meta (paper)"),
         "walk": at_least(results, number, names, "meta", "walk"),
     }
-    seeds = {name: len({r.task.seed for r in results if r.task.setting == name}) for name in names}
-    wanted = {name: len({task.seed for task in planned if task.setting == name}) for name in names}
-    counted = ", ".join(f"{n} of `{name}`" for name, n in seeds.items())
+    seeds = counted(results, planned, names)
     parts = [
-        f"Seeds of which every arm is done, and which alone are reported: {counted}.",
+        seeds.text,
         f"![AUROC by label size, and differences of meta from the others](figures/{plan.figure}.svg)",
     ]
     for head, what in (("probe", "a linear probe"), ("tuned", "fine-tuning of everything")):
@@ -319,5 +346,5 @@ def section(
     parts.append("What φ did (z is its drift in SDs of noise, + towards a larger magnitude):")
     parts += [phi_table(results, settings), cost_table(results, names), power_table(results, names, number)]
     pages = {plan.figure: figure(results, names, "probe", sizes, main)}
-    outcomes = {name: interim(known[name], seeds, wanted) for name in plan.expected}
+    outcomes = {name: seeds.judged(known[name]) for name in plan.expected}
     return Section(outcomes, "\n\n".join([*parts, plan.notes.strip()]), pages)
