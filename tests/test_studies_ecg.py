@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -13,20 +15,24 @@ import pytest
 import torch
 
 from ecgmeta.experiment.batches import Labelled
+from ecgmeta.runtime.errors import InputError
 from examples.studies import cost, ecg_labels, ecg_real, ecg_report
 from examples.studies.ecg_arms import (
     Batches,
     FrameHead,
     Meta,
     Records,
+    Scoring,
     Training,
     drawn,
     policy_of,
     pretrain,
     ramp,
+    score,
     untrained,
     validated,
 )
+from examples.studies.ecg_remedies_report import chosen_by
 from examples.studies.study import Result, Task, load
 
 OPERATIONS = {"gain": 0.3, "muscle_noise": 0.3, "time_mask": 0.3}
@@ -205,6 +211,68 @@ def test_with_few_labels_few_choose_and_the_run_that_saw_as_many_is_meta() -> No
         {0: 4.0},
     ]
     assert ecg_labels._rises(known, "one", 50, 500).text.startswith("+3.0")
+
+
+def again(seeds: int, meta: float, spread: float = 1.0) -> list[Result]:
+    """All cells of one situation of the study on fresh seeds: learning has ``meta`` points more than the rest, give or take
+    ``spread``, and the criterion with the lighter penalty knows its best run, the other one the worst."""
+    study = load("ecg_again")
+    found = []
+    for task in study.module.tasks(study.plan.settings, study.plan.record[:seeds]):
+        if task.setting != "destroyed":
+            continue
+        learned = task.arm.startswith("meta") and "paper" not in task.arm
+        noise = spread * (-1) ** task.seed
+        run = float(task.arm[-1]) if task.arm[-1].isdigit() else 1.0
+        auroc = 80.0 + (meta + noise - abs(run - 2) if learned else -(run - 1) / 10)
+        numbers = {"validation": -auroc, "R² at 0.003": auroc, "pretrain seconds": 2.0 if learned else 1.0}
+        numbers |= {f"probe {n}": auroc for n in study.plan.settings.scoring.probe}
+        numbers |= {f"φ {name}": 1.0 for name in study.plan.settings.situations["destroyed"].start}
+        found.append(Result(task, numbers, 1.0))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("meta", "gained", "lost", "excluded"),
+    [
+        (4.0, True, False, True),
+        (1.0, False, False, True),
+        (-1.0, False, True, True),
+        (-3.0, False, True, False),
+    ],
+)
+def test_fresh_seeds_are_judged_by_the_lighter_penalty(
+    meta: float, gained: bool, lost: bool, excluded: bool
+) -> None:
+    study = load("ecg_again")
+    plan = study.plan
+    plan.settings.situations = {"destroyed": plan.settings.situations["destroyed"]}
+    found = study.module.report(plan, again(13, meta))
+    outcomes = {name: outcome.met for name, outcome in found.outcomes.items()}
+    assert outcomes["gain"] is gained
+    assert outcomes["no loss"] is not lost
+    assert outcomes["loss excluded"] is excluded
+    # The second run of three is chosen, and costs as much as all.
+    assert f"{meta + 1 / 13:+.1f} (" in found.outcomes["no loss"].text
+    assert re.search(r"\| best of 3 meta \| 6\.0 \|", found.body)
+    assert re.search(
+        r"\| destroyed \| 2\.2, against best of 7 search \| 13 \| 13 \| 1\.\d, against", found.body
+    )
+    short = study.module.report(plan, again(12, meta))
+    assert {outcome.met for outcome in short.outcomes.values()} == {None}
+
+
+def test_a_penalty_that_no_cell_has_is_refused() -> None:
+    with pytest.raises(InputError, match=r"0\.005, expected one of"):
+        chosen_by(again(1, 0.0), 0.005)
+
+
+def test_a_probe_without_an_example_of_a_class_has_no_number() -> None:
+    pool, test = records(40), records(30)
+    pool.y[:16, 1] = 0
+    found = score(untrained(pool.x, 0), pool, test, Scoring(probe=[20, 40], tuned=[]), 0)
+    assert math.isnan(found["probe 20"])
+    assert math.isfinite(found["probe 40"])
 
 
 def test_waiting_for_a_trial() -> None:

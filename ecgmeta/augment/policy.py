@@ -124,7 +124,7 @@ class LearnedPolicy(Augmenter):
         own = len(self.ops) if selector == "chain" else 2
         self.stages = own if stages is None else stages
         self._check_arguments(start, probability)
-        self._operations = [None if name == IDENTITY else _find(name) for name in self.ops]
+        self._operations = [None if name == IDENTITY else find_operation(name) for name in self.ops]
         self._check_operations()
         shape = (self.stages, len(self.ops))
         widths = {"lead": leads, "class": 2}
@@ -379,7 +379,8 @@ class LearnedPolicy(Augmenter):
                 if chances[stage, number] == 0:
                     continue
                 group, operation = f"stage {stage + 1}", self._operations[number]
-                found.append(Learned(group, f"{name}, chosen", "share", chances[stage, number].view(1)))
+                if self.selector == "sampled":  # a chain has no choice
+                    found.append(Learned(group, f"{name}, chosen", "share", chances[stage, number].view(1)))
                 if operation is None:
                     continue
                 if hasattr(self, "gate_logits"):
@@ -427,15 +428,20 @@ def _kinds(labels: Tensor, batch: int) -> Tensor:
     return labels.long()
 
 
-def _find(name: str) -> Operation:
+def find_operation(name: str, where: str = "LearnedPolicy", field: str = "ops") -> Operation:
+    """An operation that a policy can take, but for :data:`IDENTITY`, which is none.
+
+    Raises:
+        InputError: of ``where`` and ``field``: there is none of that name, or it is not one of a single record's own noise.
+    """
     known = {**OPERATIONS, **TASKAUG_OPERATIONS}
     if name not in known:
-        raise InputError("LearnedPolicy", "ops", name, f"one of {[IDENTITY, *known]}")
+        raise InputError(where, field, name, f"one of {[IDENTITY, *known]}")
     if known[name].noise is None:
-        raise InputError("LearnedPolicy", "ops", name, "an operation that draws its own noise")
+        raise InputError(where, field, name, "an operation that draws its own noise")
     if name in MIXING:
         reason = "it mixes records of the batch, whose labels, and pairs of views, would stay as they are"
-        raise InputError("LearnedPolicy", "ops", f"{name} ({reason})", "an operation on one record")
+        raise InputError(where, field, f"{name} ({reason})", "an operation on one record")
     return known[name]
 
 

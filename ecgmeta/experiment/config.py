@@ -349,6 +349,12 @@ def _check_augmenter(config: Experiment) -> None:
         ("probability", policy.probability, 0 < policy.probability < 1, "between 0 and 1"),
     ):
         need(ok, f"augment.policy.{key}", value, expected)
+    if kind == "policy":
+        from ecgmeta.augment.policy import IDENTITY, find_operation
+
+        for name in policy.ops:
+            if name != IDENTITY:
+                find_operation(name, "configuration", "augment.policy.ops")
     start = math.sqrt(policy.start) if kind == "policy" else abs(config.augment.warp_magnitude)
     limit = config.meta.magnitude_limit
     need(

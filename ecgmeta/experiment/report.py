@@ -46,7 +46,7 @@ def content(run: Run, cohort: Cohort) -> ReportContent:
     results = read_json(run.results) if run.results.is_file() else None
     logs = {arm: read_log(other.metrics) for arm, other in run.arms().items() if other.metrics.is_file()}
     return ReportContent(
-        title=f"{ARMS[run.arm]}: {run.folder.name}",
+        title=f"{run.folder.name}: {run.arm}, {ARMS[run.arm]}",
         summary=_summary(run, cohort, results),
         warnings=[*(results or {}).get("warnings", []), *_warnings(run, cohort, logs)],
         results=_results(run, cohort, results),
@@ -221,7 +221,10 @@ def curves(logs: dict[str, list[dict[str, Any]]]) -> list[Curve]:
         ):
             keys = [key for key in (lines[-1] if lines else {}) if key.startswith(start)]
             found = {key.removeprefix(start): series((key,), [arm])[arm] for key in keys}
-            found_curves.append(Curve(f"{title}: {arm}", step, y, found))
+            if any(
+                set(values) != {1.0} for _, values in found.values()
+            ):  # a chain without gates always applies
+                found_curves.append(Curve(f"{title}: {arm}", step, y, found))
     return [curve for curve in found_curves if curve.series]
 
 

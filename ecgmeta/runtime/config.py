@@ -34,7 +34,7 @@ def load_config(schema: type[Config], file: Path | None = None, overrides: Seque
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise InputError("command line", "override", repr(text), "key=value, such as pretrain.steps=100")
+            raise InputError("command line", "override", repr(text), "key=value, such as pretrain.epochs=20")
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as error:
@@ -150,8 +150,9 @@ def _check_keys(content: dict[str, Any], schema: Any, where: str, root: Any, pre
     for key, value in content.items():
         full = f"{prefix}{key}"
         if key not in known:
-            nearest = difflib.get_close_matches(full, list(all_keys(root)), n=1, cutoff=0.0)[0]
-            raise InputError(where, full, "an unknown key", f"a known one; the nearest is {nearest!r}")
+            near = difflib.get_close_matches(full, list(all_keys(root)), n=1, cutoff=0.5)
+            hint = f"the nearest is {near[0]!r}" if near else f"here these are {sorted(known)}"
+            raise InputError(where, full, "an unknown key", f"a known one; {hint}")
         nested = _nested(schema, key)
         if nested is None:
             continue
@@ -195,4 +196,6 @@ def _at(content: Any, key: str) -> Any:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -116,11 +116,13 @@ class Pretrained(PyTorchModelHubMixin):
 def _on_hub(source: str | Path, what: str) -> Iterator[str]:
     """Inside, the hub is asked for ``source``, which is no folder; that it has none is one line, named as ``what`` is.
 
-    Only what could be a hub id is asked for: without a network the hub's client tries for half a minute.
+    Only what could be a hub id is asked for, and no folder beside others here: without a network the hub's client tries for
+    half a minute.
     """
     text, path = str(source), Path(source)
     expected = f"a saved {what} or a hub id owner/name"
-    if path.is_absolute() or len(path.parts) != 2 or text.startswith((".", "~")) or text.endswith("/"):
+    local = path.parent.is_dir() or path.is_absolute() or text.startswith((".", "~")) or text.endswith("/")
+    if local or len(path.parts) != 2:
         raise InputError(source, "folder", "no such folder", expected)
     try:
         yield path.as_posix()

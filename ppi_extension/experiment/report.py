@@ -120,6 +120,7 @@ def _warnings(
 
 def _results(results: dict[str, Any], store: EgoStore) -> dict[str, Any]:
     rows = ordered(results)
+    interval = ", 95 % interval" if len(results["seeds"]) > 1 else ""
     groups = []
     for protocol in dict.fromkeys(row["protocol"] for row in rows):
         here = [row for row in rows if row["protocol"] == protocol]
@@ -131,7 +132,7 @@ def _results(results: dict[str, Any], store: EgoStore) -> dict[str, Any]:
                 "heading": title,
                 "rows": [_row(row, results["reference"]) for row in here],
                 "forest": as_picture(
-                    forest_figure([(title, forest)], "AUROC, 95 % interval"), f"AUROC by arm: {said}."
+                    forest_figure([(title, forest)], f"AUROC{interval}"), f"AUROC by arm: {said}."
                 ),
                 "lengths": _lengths(here),
                 "tasks": [_tasks(here[k : k + ARMS_BESIDE], store) for k in range(0, len(here), ARMS_BESIDE)],
@@ -224,7 +225,7 @@ def _task(task: Task) -> dict[str, Any]:
         "second": task.term if 0 < len(task.name) <= NAME else task.name,
         "kind": task.kind,
         "weight": f"{task.weight:.2f}",
-        "sd": f"{task.sd:.2f}",
+        "sd": f"{task.sd:.2f}" if task.seeds > 1 else "–",
         "above": f"{task.above} of {task.seeds}",
         "positives": task.positives,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,11 +45,16 @@ def run_experiment(folder: Path, config: Experiment) -> dict[str, Any] | None:
         _check_device(config)
         if config.data.store:
             _check_parts(open_store(Path(config.data.store)), config)
+        fresh = not folder.exists()
         with folder_lock(folder):
-            study = Study.create(folder, config)
-            study.set_later(config)
-            store = _store(study)
-            _check_parts(store, config)
+            try:
+                study = Study.create(folder, config)
+                study.set_later(config)
+                _check_parts(_store(study), config)
+            except InputError:  # what is found only in graphs that were made here
+                if fresh:
+                    shutil.rmtree(folder)
+                raise
             return _stages(study, STAGES[: STAGES.index(config.through) + 1])
 
 

@@ -88,9 +88,15 @@ def explanation(results: dict[str, Any]) -> str:
     which = "over the tasks that pre-training has not seen" if results["partial_access"] else "over tasks"
     text = (
         f"AUROC is the mean {which} on test genes. Each arm is at the length of pre-training (steps) that is best on its "
-        f"validation genes. Intervals are Student's over {len(results['seeds'])} seeds; differences are paired within seeds. "
-        "They speak of other seeds on these graphs, not of other graphs: seeds share most of their genes."
+        "validation genes. "
     )
+    if len(results["seeds"]) == 1:
+        text += "One seed has no interval: take 5 or more."
+    else:
+        text += (
+            f"Intervals are Student's over {len(results['seeds'])} seeds; differences are paired within seeds. "
+            "They speak of other seeds on these graphs, not of other graphs: seeds share most of their genes."
+        )
     if results["one_class"]:
         text += f" Not scored, for want of a class: {', '.join(results['one_class'])}."
     return text

@@ -119,6 +119,8 @@ def test_values_out_of_range_are_named(override: str) -> None:
         ["encoder.norm=group", "encoder.width=12"],
         ["data.train_folds=[1,2]", "data.test_folds=[2]"],
         ["data.duration=2", "pretrain.arm=simclr", "compare=[simclr_warp]", "augment.augmenter=paper_warp"],
+        ["augment.augmenter=policy", "augment.policy.ops=[gain,wobble]"],
+        ["augment.augmenter=policy", "augment.policy.ops=[gain,mixup]"],
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(overrides: list[str]) -> None:

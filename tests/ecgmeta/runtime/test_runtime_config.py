@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -134,6 +135,7 @@ def test_an_unknown_key_names_the_nearest_in_a_file_and_on_the_command_line(
         ("seed", "override: found 'seed', expected key=value"),
         ("=3", "override: found '=3', expected key=value"),
         ("seed=[", "seed: found '[', expected a YAML value"),
+        ("zzz=3", "expected a known one; here these are ["),  # nothing is near
     ],
 )
 def test_a_wrong_value_names_its_field(override: str, said: str) -> None:
@@ -143,6 +145,11 @@ def test_a_wrong_value_names_its_field(override: str, said: str) -> None:
 def test_a_wrong_value_in_a_file_names_the_file(tmp_path: Path) -> None:
     file = _file(tmp_path, "optimiser:\n  steps: soon\n")
     assert f"{file}: optimiser.steps: found 'soon', expected int" in _refused(file)
+
+
+def test_broken_yaml_names_its_line(tmp_path: Path) -> None:
+    file = _file(tmp_path, "seed: 3\nname: [a,\nsizes: 3\n")
+    assert re.search(r"settings\.yaml: configuration: found .* in line [34],", _refused(file))
 
 
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:

@@ -46,6 +46,17 @@ def test_what_is_no_hub_id_is_not_asked_for(what: str, name: str, asked: list[st
     assert asked == []
 
 
+@pytest.mark.parametrize("what", LOADERS)
+def test_a_missing_folder_beside_others_is_not_asked_for(
+    what: str, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(InputError, match="runs/mine: folder: found no such folder, expected"):
+        LOADERS[what]("runs/mine")
+    assert asked == []
+
+
 @pytest.mark.parametrize("what", ["augmenter", "encoder"])
 def test_a_hub_out_of_reach_is_asked_once_and_said_in_one_line(what: str, asked: list[str]) -> None:
     with pytest.raises(InputError) as caught:

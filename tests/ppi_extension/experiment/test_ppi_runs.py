@@ -245,6 +245,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert "made by `ppi-extension pretrain`" in error_line(capsys.readouterr().err)
 
 
+def test_what_is_found_in_planted_graphs_alone_leaves_nothing_either(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "demo"
+    small = ("data.planted.genes=60", "seeds=1", "processes=1", "pretrain.max_steps=4", "arms=[meta]")
+    assert call("demo", "--out", folder, *small) == 2
+    assert "no φ step in the 4 steps of meta" in error_line(capsys.readouterr().err)
+    assert not folder.exists()
+
+
 def test_a_device_that_is_not_there_is_said_before_anything_is_written(
     tmp_path: Path,
     store_folder: Path,
