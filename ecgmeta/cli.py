@@ -292,6 +292,7 @@ def _run(folder: Path, experiment: Any) -> None:
 def _print_table(results: dict[str, Any] | None) -> None:
     if results is None:
         return
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -307,7 +308,7 @@ def _print_table(results: dict[str, Any] | None) -> None:
         f"against {results['reference']}",
         "macro AP",
     )
-    shown = Table(*columns)
+    shown = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)  # narrow enough for 80 columns
     for row in table(results):
         shown.add_row(*row)
     Console().print(shown)

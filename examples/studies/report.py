@@ -15,6 +15,7 @@ from examples.studies.study import HERE, RESULTS, load, read_results, results_fi
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TALL = 25  # rows of a figure whose axis is wanted at its top, too
 MET = {True: "met", False: "**missed**", None: "–"}
 HEAD = """# What the studies found
 
@@ -64,6 +65,7 @@ def forest(
     On a logarithmic axis an interval that reaches below 0 begins at the left edge.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     from ecgmeta.runtime.page.figures import FAINT, PALETTE, style
 
@@ -76,9 +78,10 @@ def forest(
                 axes.plot([found.low, found.high], [y, y], color=PALETTE[0], lw=2, solid_capstyle="butt")
                 axes.plot([found.value], [y], "s", color=PALETTE[0], ms=5)
         if line is not None:
-            axes.axvline(line, color=FAINT, ls="--", lw=1)
+            axes.axvline(line, color=FAINT, ls="--", lw=1, zorder=1)
         if log:
             axes.set_xscale("log", nonpositive="clip")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
             axes.xaxis.set_major_formatter(
                 "{x:g}"
             )  # powers are mathematics, which an SVG's plain text is not
@@ -89,6 +92,8 @@ def forest(
             text.set_fontweight("bold" if found is None else "normal")
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
+        if len(rows) > TALL:
+            axes.tick_params(axis="x", top=True, labeltop=True)
         axes.set_xlabel(label)
     return figure
 
