@@ -159,7 +159,9 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
         for name in done
     }
     if any(not math.isnan(e.low) for own in gains.values() for e in own.values()):
-        figures["ecg_labels"] = forest(gains, "test AUROC of meta minus the best arm without learning, points", 0.0)
+        figures["ecg_labels"] = forest(
+            gains, "test AUROC of meta minus the best arm without learning, points", 0.0
+        )
         parts.append("![Learned magnitudes beside the best arm without learning](figures/ecg_labels.svg)")
     of_one = ("start", "walk", "more labels")  # the others are about all situations
     chosen = {

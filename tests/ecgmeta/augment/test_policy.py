@@ -11,31 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from policies import REAL, generator_of, policy_of, signals
 from torch import Tensor
 from torch.func import functional_call
 
-from ecgmeta.augment import LearnedPolicy, LearnedWarp, Random, load_augmenter, score_surrogate
+from ecgmeta.augment import LearnedPolicy, LearnedWarp, load_augmenter, score_surrogate
 from ecgmeta.augment.functional import OPERATIONS, Noise, Operation
-from ecgmeta.augment.transforms import MIXING
 from ecgmeta.bilevel import DoubleBackward, ForwardOverReverse
-from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.seeds import seeded
 
-REAL = ("time_warp", "white_noise", "time_shift", "identity")
 TOYS = ("toy_scale", "toy_add", "toy_square")
-
-
-def _generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def _x(batch: int = 6, leads: int = 3, samples: int = 200, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(batch, leads, samples, generator=_generator(5), dtype=dtype)
-
-
-def _policy(**settings: Any) -> LearnedPolicy:
-    with seeded(0, "policy"):
-        return LearnedPolicy(**{"leads": 3, **settings})
 
 
 @pytest.fixture
@@ -63,12 +48,12 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_choices_and_gates_have_the_law_that_phi_says() -> None:
-    policy = _policy(stages=2, ops=REAL, probability=0.3)
+    policy = policy_of(stages=2, ops=REAL, probability=0.3)
     with torch.no_grad():
         policy.logits.copy_(torch.tensor([[0.0, 1.0, -1.0, 0.5], [2.0, 0.0, 0.0, 0.0]]))
         policy.gate_logits[1] = 1.5
     n = 20_000
-    draw = policy.draw(torch.zeros(n, 3, 10), _generator())
+    draw = policy.draw(torch.zeros(n, 3, 10), generator_of())
     for stage in range(2):
         expected = policy.logits[stage].softmax(0)
         found = torch.bincount(draw.choice[:, stage], minlength=4) / n
@@ -83,11 +68,11 @@ def test_choices_and_gates_have_the_law_that_phi_says() -> None:
 
 
 def test_the_log_probability_is_that_of_the_draw(toys: list[int]) -> None:
-    policy = _policy(stages=2, ops=TOYS, probability=0.3)
+    policy = policy_of(stages=2, ops=TOYS, probability=0.3)
     with torch.no_grad():
-        policy.logits.copy_(torch.randn(2, 3, generator=_generator(1)))
-        policy.gate_logits.copy_(torch.randn(2, 3, 1, generator=_generator(2)))
-    draw = policy.draw(_x(50), _generator())
+        policy.logits.copy_(torch.randn(2, 3, generator=generator_of(1)))
+        policy.gate_logits.copy_(torch.randn(2, 3, 1, generator=generator_of(2)))
+    draw = policy.draw(signals(50), generator_of())
     for i in range(50):
         expected = 0.0
         for stage in range(2):
@@ -100,8 +85,8 @@ def test_the_log_probability_is_that_of_the_draw(toys: list[int]) -> None:
 
 
 def test_only_what_was_chosen_is_computed_and_the_rest_is_left_alone(toys: list[int]) -> None:
-    policy, x = _policy(stages=2, ops=(*TOYS, "identity"), gate=True), _x(64)
-    draw = policy.draw(x, _generator())
+    policy, x = policy_of(stages=2, ops=(*TOYS, "identity"), gate=True), signals(64)
+    draw = policy.draw(x, generator_of())
     toys.clear()
     out = policy(x, draw)
     assert sum(toys) == int((draw.applied & (draw.choice != 3)).sum())
@@ -112,8 +97,8 @@ def test_only_what_was_chosen_is_computed_and_the_rest_is_left_alone(toys: list[
 
 
 def test_each_record_gets_its_own_operations_in_the_order_of_the_stages(toys: list[int]) -> None:
-    policy, x = _policy(stages=2, ops=TOYS, gate=False, start=0.5), _x(32)
-    draw = policy.draw(x, _generator())
+    policy, x = policy_of(stages=2, ops=TOYS, gate=False, start=0.5), signals(32)
+    draw = policy.draw(x, generator_of())
     out = policy(x, draw)
     plain = (lambda v: v * 1.5, lambda v: v + 0.5, lambda v: v + 0.5 * v.square())
     for i in range(32):
@@ -137,7 +122,7 @@ def _expected(x: Tensor, w: Tensor, policy: LearnedPolicy, phi: dict[str, Tensor
 
 def test_first_and_second_derivatives_are_those_of_the_expectation(toys: list[int]) -> None:
     """∂φ and ∂θ∂φ of the surrogate over many draws against the exact sum: within four standard errors, every coordinate."""
-    policy = _policy(stages=1, ops=TOYS, start=0.4, probability=0.6).double()
+    policy = policy_of(stages=1, ops=TOYS, start=0.4, probability=0.6).double()
     phi = {
         "logits": torch.tensor([[0.3, -0.2, 0.5]], dtype=torch.float64),
         "gate_logits": torch.tensor([[[0.4], [-0.3], [0.1]]], dtype=torch.float64),
@@ -145,9 +130,9 @@ def test_first_and_second_derivatives_are_those_of_the_expectation(toys: list[in
     }
     phi = {name: value.requires_grad_() for name, value in phi.items()}
     policy.load_state_dict(phi)
-    x = _x(1, 3, 5, torch.float64) * 0.4
-    w = torch.randn(3, 5, generator=_generator(3), dtype=torch.float64, requires_grad=True)
-    u = torch.randn(3, 5, generator=_generator(4), dtype=torch.float64)
+    x = signals(1, 3, 5, torch.float64) * 0.4
+    w = torch.randn(3, 5, generator=generator_of(3), dtype=torch.float64, requires_grad=True)
+    u = torch.randn(3, 5, generator=generator_of(4), dtype=torch.float64)
 
     def both(loss: Tensor) -> Tensor:
         first = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
@@ -160,7 +145,7 @@ def test_first_and_second_derivatives_are_those_of_the_expectation(toys: list[in
 
     def estimate(seed: int) -> Tensor:
         many = x.expand(copies, -1, -1)
-        draw = policy.draw(many, _generator(seed))
+        draw = policy.draw(many, generator_of(seed))
         out = functional_call(policy, phi, (many, draw))
         return both(
             score_surrogate(
@@ -192,7 +177,7 @@ def test_the_baseline_leaves_the_mean_and_takes_most_of_the_noise() -> None:
     """Losses of 100 ± 1: without the baseline the score's noise would be a hundred times what it is."""
     n = 4000
     log_prob = torch.zeros(n, dtype=torch.float64, requires_grad=True)
-    losses = 100 + torch.randn(n, generator=_generator(), dtype=torch.float64)
+    losses = 100 + torch.randn(n, generator=generator_of(), dtype=torch.float64)
     value = score_surrogate(losses, log_prob, log_prob.detach())
     assert value.item() == losses.mean().item()
     (weights,) = torch.autograd.grad(value, log_prob)
@@ -202,9 +187,9 @@ def test_the_baseline_leaves_the_mean_and_takes_most_of_the_noise() -> None:
 def test_the_surrogate_with_its_draw_held_is_a_function_of_phi_that_differences_agree_with(
     toys: list[int],
 ) -> None:
-    policy, x = _policy(stages=2, ops=TOYS).double(), _x(dtype=torch.float64) * 0.1
-    draw = policy.draw(x, _generator())
-    w = torch.randn(3, 200, generator=_generator(3), dtype=torch.float64) * 0.1
+    policy, x = policy_of(stages=2, ops=TOYS).double(), signals(dtype=torch.float64) * 0.1
+    draw = policy.draw(x, generator_of())
+    w = torch.randn(3, 200, generator=generator_of(3), dtype=torch.float64) * 0.1
 
     def value() -> Tensor:
         return score_surrogate(_loss(policy(x, draw), w), policy.log_prob(draw), draw.log_prob)
@@ -226,11 +211,13 @@ def test_the_surrogate_with_its_draw_held_is_a_function_of_phi_that_differences_
 
 @pytest.mark.parametrize("magnitude", ["global", "lead", "class", "network"])
 def test_every_route_to_the_second_derivatives_agrees_through_a_policy(magnitude: str) -> None:
-    x = torch.nn.functional.avg_pool1d(_x(6, 3, 240, torch.float64), 9, 1, 4)
-    policy = _policy(ops=("time_warp", "white_noise", "time_shift"), magnitude=magnitude, start=0.2).double()
-    draw = policy.train().draw(x, _generator(1))
+    x = torch.nn.functional.avg_pool1d(signals(6, 3, 240, torch.float64), 9, 1, 4)
+    policy = policy_of(
+        ops=("time_warp", "white_noise", "time_shift"), magnitude=magnitude, start=0.2
+    ).double()
+    draw = policy.train().draw(x, generator_of(1))
     phi = {name: value.detach() for name, value in policy.named_parameters()}
-    theta = {"w": torch.randn(3, 3, 5, generator=_generator(2), dtype=torch.float64)}
+    theta = {"w": torch.randn(3, 3, 5, generator=generator_of(2), dtype=torch.float64)}
 
     class Loss(torch.nn.Module):
         def __init__(self) -> None:
@@ -246,7 +233,7 @@ def test_every_route_to_the_second_derivatives_agrees_through_a_policy(magnitude
     def loss(theta: dict[str, Tensor], phi: dict[str, Tensor]) -> Tensor:
         return functional_call(module, _prefixed(phi), (theta["w"],))
 
-    u = {"w": torch.randn(3, 3, 5, generator=_generator(3), dtype=torch.float64)}
+    u = {"w": torch.randn(3, 3, 5, generator=generator_of(3), dtype=torch.float64)}
     exact, forward = DoubleBackward(loss, theta, phi).mixed(u), ForwardOverReverse(loss, theta, phi).mixed(u)
     for name, value in forward.items():
         torch.testing.assert_close(value, exact[name], rtol=1e-8, atol=1e-13)
@@ -266,8 +253,8 @@ def test_a_policy_of_the_papers_warp_is_the_learned_warp() -> None:
         for module in (policy, warp):
             module.magnitude_layer.weight.zero_()
             module.magnitude_layer.bias.fill_(-0.3)
-    x = _x(4, 3, 256)
-    draw = policy.draw(x, _generator(2))
+    x = signals(4, 3, 256)
+    draw = policy.draw(x, generator_of(2))
     rows, noise = draw.noise[0][0]
     assert rows.tolist() == [0, 1, 2, 3]
     torch.testing.assert_close(policy(x, draw), warp(x, noise))
@@ -277,12 +264,12 @@ def test_a_policy_of_the_papers_warp_is_the_learned_warp() -> None:
     ("magnitude", "shape"), [("global", (2, 4, 1)), ("lead", (2, 4, 3)), ("class", (2, 4, 2))]
 )
 def test_magnitudes_are_the_typical_ones_times_g_squared(magnitude: str, shape: tuple[int, ...]) -> None:
-    policy = _policy(ops=REAL, magnitude=magnitude, start=2.0)
+    policy = policy_of(ops=REAL, magnitude=magnitude, start=2.0)
     assert policy.g.shape == shape
     with torch.no_grad():
         policy.g[1, 0, -1] = 3.0
     kind = torch.tensor([0, 1])
-    found = policy.magnitude(_x(2), kind)
+    found = policy.magnitude(signals(2), kind)
     assert found.shape == (2, 2, 4, shape[2] if magnitude == "lead" else 1)
     typical = OPERATIONS["time_warp"].typical
     if magnitude == "lead":
@@ -301,26 +288,26 @@ def test_magnitudes_are_the_typical_ones_times_g_squared(magnitude: str, shape: 
 
 
 def test_a_limited_magnitude_stays_below_its_limit_and_starts_where_it_should() -> None:
-    policy = _policy(ops=("random_resized_crop",), start=1e-3)
+    policy = policy_of(ops=("random_resized_crop",), start=1e-3)
     limit, typical = OPERATIONS["random_resized_crop"].limit, OPERATIONS["random_resized_crop"].typical
-    small = policy.magnitude(_x(1), torch.zeros(1, dtype=torch.long))
+    small = policy.magnitude(signals(1), torch.zeros(1, dtype=torch.long))
     torch.testing.assert_close(small, torch.full_like(small, 1e-3 * typical), rtol=1e-3, atol=0)
     with torch.no_grad():
         policy.g.fill_(100.0)
-    large = policy.magnitude(_x(1), torch.zeros(1, dtype=torch.long))
+    large = policy.magnitude(signals(1), torch.zeros(1, dtype=torch.long))
     assert (large <= limit).all()
-    assert policy(_x(), generator=_generator()).isfinite().all()
+    assert policy(signals(), generator=generator_of()).isfinite().all()
 
 
 def test_labels_choose_the_class_and_are_not_needed() -> None:
-    policy, x = _policy(magnitude="class"), _x(400)
+    policy, x = policy_of(magnitude="class"), signals(400)
     labels = torch.arange(400) % 2
-    assert torch.equal(policy.draw(x, _generator(), labels=labels).kind, labels)
-    assert 120 < int(policy.draw(x, _generator()).kind.sum()) < 280
+    assert torch.equal(policy.draw(x, generator_of(), labels=labels).kind, labels)
+    assert 120 < int(policy.draw(x, generator_of()).kind.sum()) < 280
 
 
 def test_a_network_gives_each_record_its_own_magnitudes() -> None:
-    policy, x = _policy(ops=REAL, magnitude="network", start=0.5), _x(5)
+    policy, x = policy_of(ops=REAL, magnitude="network", start=0.5), signals(5)
     found = policy.magnitude(x, torch.zeros(5, dtype=torch.long))
     assert found.shape == (5, 2, 4, 1)
     assert found[:, 0, 0, 0].unique().numel() == 5
@@ -330,31 +317,31 @@ def test_a_network_gives_each_record_its_own_magnitudes() -> None:
 
 
 def test_equal_generators_give_equal_augmentations_and_evaluation_is_the_identity() -> None:
-    policy, x = _policy(), _x()
-    assert torch.equal(policy(x, generator=_generator(1)), policy(x, generator=_generator(1)))
-    assert not torch.equal(policy(x, generator=_generator(1)), policy(x, generator=_generator(2)))
+    policy, x = policy_of(), signals()
+    assert torch.equal(policy(x, generator=generator_of(1)), policy(x, generator=generator_of(1)))
+    assert not torch.equal(policy(x, generator=generator_of(1)), policy(x, generator=generator_of(2)))
     assert policy.eval()(x) is x
 
 
 def test_saving_and_loading_gives_the_same_policy_whoever_loads_it(tmp_path: Path) -> None:
-    policy = _policy(magnitude="network", ops=REAL, settings={"time_warp": {"smoothness": 1.0}}, fs=250.0)
-    policy(_x(), generator=_generator())  # its running statistics move
+    policy = policy_of(magnitude="network", ops=REAL, settings={"time_warp": {"smoothness": 1.0}}, fs=250.0)
+    policy(signals(), generator=generator_of())  # its running statistics move
     policy.save_pretrained(tmp_path / "policy")
-    x = _x()
+    x = signals()
     for loaded in (LearnedPolicy.from_pretrained(tmp_path / "policy"), load_augmenter(tmp_path / "policy")):
         assert isinstance(loaded, LearnedPolicy)
         assert (loaded.ops, loaded.fs, loaded.settings) == (REAL, 250.0, {"time_warp": {"smoothness": 1.0}})
         assert all(torch.equal(v, policy.state_dict()[k]) for k, v in loaded.state_dict().items())
-        draw = loaded.draw(x, _generator(3))
+        draw = loaded.draw(x, generator_of(3))
         torch.testing.assert_close(
             loaded(x[:1], draw.take(torch.tensor([0])))[0], loaded(x, draw)[0], rtol=1e-4, atol=1e-4
         )
 
 
 def test_a_part_of_a_draw_is_what_its_records_get() -> None:
-    policy, x = _policy(magnitude="network", ops=REAL), _x(9)
+    policy, x = policy_of(magnitude="network", ops=REAL), signals(9)
     policy.frozen_statistics = True
-    draw = policy.train().draw(x, _generator(3))
+    draw = policy.train().draw(x, generator_of(3))
     records = torch.tensor([7, 2, 4])
     out = policy(x[records], draw.take(records))
     torch.testing.assert_close(out, policy(x, draw)[records], rtol=1e-4, atol=1e-5)
@@ -366,11 +353,11 @@ def test_times_stay_the_same_times_at_another_rate() -> None:
     t = torch.arange(4996, dtype=torch.float64) / 500
     fine = torch.stack([torch.sin(2 * math.pi * 0.7 * t + p) for p in (0.0, 1.0, 2.0)]).unsqueeze(0)
     coarse = fine[..., ::5]
-    policy = _policy(ops=("time_shift", "time_warp"), selector="chain", gate=False, start=1.0).double()
-    draw = policy.draw(coarse, _generator(1))
+    policy = policy_of(ops=("time_shift", "time_warp"), selector="chain", gate=False, start=1.0).double()
+    draw = policy.draw(coarse, generator_of(1))
     at_500 = policy.at(500.0)
     assert (at_500.fs, at_500.input_fs) == (100.0, 500.0)
-    other = at_500.draw(fine, _generator(1))
+    other = at_500.draw(fine, generator_of(1))
     # The same noise: the warp uses its first harmonics only.
     held = tuple(
         tuple((rows, z if z is None or z.shape[-1] == 1 else _padded(z, 4996)) for rows, z in stage)
@@ -387,143 +374,9 @@ def _padded(z: Tensor, n: int) -> Tensor:
     return torch.nn.functional.pad(z, (0, n - z.shape[-1]))
 
 
-def test_what_counts_samples_refuses_another_rate_with_the_reason() -> None:
-    with pytest.raises(
-        InputError, match=r"paper_warp: rate: found 500 Hz, learned at 100 Hz.*counts samples"
-    ):
-        LearnedPolicy.paper(leads=3).at(500.0)
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"gain": {"foo": 1}}, "gain: setting foo: found no such one, expected none"),
-        ({"powerline": {"fs": 50.0}}, "powerline: setting fs: found no such one, expected frequency"),
-        ({"powerline": {"frequency": 60.0}}, "powerline: frequency: found 60 Hz, expected .* 50 Hz"),
-        ({"powerline": {"frequency": "40"}}, "powerline: settings: found {'frequency': '40'}"),
-        ({"band_stop": {"high": 51.0}}, "band_stop: low, high: found 0.5, 51, expected"),
-        ({"paper_warp": {"steps": "many"}}, "paper_warp: steps: found many, expected a whole number"),
-    ],
-)
-def test_settings_that_an_operation_cannot_take_are_refused_when_they_are_given(
-    settings: dict[str, Any], said: str
-) -> None:
-    (name, own), fitting = *settings.items(), {"powerline": {"frequency": 40.0}}
-    assert _policy(ops=(name,), settings={name: fitting.get(name, {})}).ops == (name,)
-    with pytest.raises(InputError, match=f"^{said}"):
-        _policy(ops=(name,), settings=settings)
-    if "fs" not in own:
-        with pytest.raises(InputError, match=f"^{said}"):
-            Random(name, 0.1, fs=100.0, **own)
-
-
-def test_a_setting_that_breaks_the_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def toy_over(x: Tensor, magnitude: Tensor, *, noise: Tensor, by: float = 1.0) -> Tensor:
-        return x * (1 + magnitude / torch.tensor(by))
-
-    spec = Operation("toy_over", toy_over, Noise("uniform", (1, 1)), "1", 1.0, math.inf, True, False, 0)
-    monkeypatch.setitem(OPERATIONS, "toy_over", spec)
-    assert _policy(ops=("toy_over",)).ops == ("toy_over",)
-    with pytest.raises(InputError, match=r"toy_over: settings: found {'by': 0.0} \(its result is not finite"):
-        _policy(ops=("toy_over",), settings={"toy_over": {"by": 0.0}})
-
-
-@pytest.mark.parametrize("name", ["powerline", "band_stop"])
-def test_a_rate_at_which_an_operation_has_no_meaning_is_refused_at_once(name: str) -> None:
-    policy = _policy(ops=("gain", name), fs=250.0)
-    assert policy.at(125.0).input_fs == 125.0
-    with pytest.raises(InputError, match=f"^{name}: .* 30 Hz"):
-        policy.at(60.0)
-    with pytest.raises(InputError, match=f"^{name}: .* 30 Hz"):
-        _policy(ops=("gain", name), fs=250.0, input_fs=60.0)
-
-
-@pytest.mark.parametrize("fs", [50.1, 100.0, 257.0, 5000.0])
-def test_every_operation_is_taken_with_its_own_settings_and_no_generator_moves(fs: float) -> None:
-    names = [name for name, spec in OPERATIONS.items() if spec.noise and name not in MIXING]
-    settings = {"powerline": {"frequency": 25.0}, "band_stop": {"high": 25.0}}
-    with seeded(0, "policy"):
-        expected = torch.rand(1)
-    with seeded(0, "policy"):
-        assert len(LearnedPolicy(fs=fs, ops=names, settings=settings).ops) > 15
-        assert torch.equal(torch.rand(1), expected)
-
-
-@pytest.mark.parametrize("name", MIXING)
-def test_records_that_would_be_mixed_without_their_labels_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match=f"LearnedPolicy: ops: found {name} .*labels.* on one record"):
-        _policy(ops=("gain", name))
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"ops": ("time_wrap",)}, "ops: found time_wrap"),
-        ({"ops": ()}, "ops, stages"),
-        ({"stages": 0}, "ops, stages"),
-        ({"selector": "best"}, "selector: found 'best'"),
-        ({"magnitude": "huge"}, "magnitude: found 'huge'"),
-        ({"start": 0.0}, "start: found 0.0"),
-        ({"start": math.inf}, "start: found inf"),
-        ({"selector": "chain", "ops": REAL, "stages": 3}, "stages: found 3, expected 4, one for each"),
-        ({"probability": 1.0}, "probability: found 1.0"),
-        ({"settings": {"powerline": {}}}, "settings: found powerline"),
-        ({"fs": 0.0}, "fs: found 0.0"),
-        ({"lead_names": ["I"]}, "lead_names"),
-    ],
-)
-def test_arguments_that_make_no_policy_are_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=f"LearnedPolicy: {said}"):
-        _policy(**settings)
-
-
-def test_records_it_cannot_take_are_refused() -> None:
-    policy = _policy()
-    with pytest.raises(InputError, match="LearnedPolicy: shape of x"):
-        policy(torch.zeros(2, 200, 3))
-    with pytest.raises(InputError, match="LearnedPolicy: leads of x: found 4, expected 3"):
-        policy(torch.zeros(2, 4, 200))
-    x = _x()
-    x[2, 0, 7] = math.nan
-    with pytest.raises(
-        InputError, match="LearnedPolicy: samples of x: found one that is not finite in record 2"
-    ):
-        policy(x)
-
-
-@pytest.mark.parametrize("magnitude", ["class", "global"])
-@pytest.mark.parametrize(
-    ("labels", "said"),
-    [
-        (torch.tensor([0, 1, 2, 0, 1, 0]), r"labels: found \[0, 1, 2\], expected 0 or 1"),
-        (torch.tensor([0.0, 0.5, 1.0, 0.0, 0.0, 0.0]), "labels: found"),
-        (torch.zeros(5), r"shape of labels: found \(5,\), expected \(6,\)"),
-        (torch.zeros(6, 2), r"shape of labels: found \(6, 2\), expected \(6,\)"),
-    ],
-)
-def test_labels_that_are_none_are_refused(magnitude: str, labels: Tensor, said: str) -> None:
-    with pytest.raises(InputError, match=f"LearnedPolicy: {said}"):
-        _policy(magnitude=magnitude).draw(_x(), labels=labels)
-
-
-def test_the_noise_of_something_else_is_refused() -> None:
-    policy, x = _policy(ops=REAL), _x()
-    with pytest.raises(InputError, match="LearnedPolicy: noise: found Tensor, expected what draw gives"):
-        policy(x, torch.randn(6, 200))
-    for other in (_x(5), _x(7)):
-        with pytest.raises(InputError, match=r"LearnedPolicy: records, .* expected \(6, 2, 4\)"):
-            policy(x, policy.draw(other))
-    for settings in ({"stages": 3}, {"ops": REAL[:3]}):
-        with pytest.raises(InputError, match=r"operations of noise: found .* expected \(6, 2, 4\)"):
-            policy(x, _policy(**{"ops": REAL, **settings}).draw(x))
-    longer = _policy(ops=("white_noise",), gate=False)
-    with pytest.raises(InputError, match=r"white_noise: shape of noise: found \(6, 3, 100\), expected"):
-        longer(x, longer.draw(_x(samples=100)))
-
-
 def test_a_chain_that_an_earlier_version_saved_is_loaded(tmp_path: Path) -> None:
     """Their configuration says 2 stages, which did not count."""
-    policy = _policy(ops=REAL, selector="chain")
+    policy = policy_of(ops=REAL, selector="chain")
     policy.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "stages": 2}))
@@ -531,8 +384,8 @@ def test_a_chain_that_an_earlier_version_saved_is_loaded(tmp_path: Path) -> None
 
 
 def test_what_it_learned_is_told_with_units_and_shares() -> None:
-    policy = _policy(ops=REAL, magnitude="lead")
-    found = policy.learned(_x())
+    policy = policy_of(ops=REAL, magnitude="lead")
+    found = policy.learned(signals())
     chosen = [item for item in found if item.name.endswith("chosen") and item.group == "stage 1"]
     assert sum(item.values.item() for item in chosen) == pytest.approx(1)
     units = {item.name: item.unit for item in found if item.name.endswith("magnitude")}
@@ -550,13 +403,13 @@ def test_magnitudes_are_told_as_they_are_applied(toys: list[int]) -> None:
     turned = LearnedPolicy(magnitude="lead", ops=("electrode_rotation",), selector="chain", gate=False)
     with torch.no_grad():
         turned.g[0, 0, 0] = 3.0
-    x = torch.randn(5, 12, 300, generator=_generator(2))
-    draw = turned.draw(x, _generator(1))
+    x = torch.randn(5, 12, 300, generator=generator_of(2))
+    draw = turned.draw(x, generator_of(1))
     (told,) = (item.values for item in turned.learned(x) if item.unit == "degrees")
     ((_, noise),) = draw.noise[0]
     applied = OPERATIONS["electrode_rotation"].function(x, told.view(1, 1, 1), noise=noise)
     torch.testing.assert_close(turned(x, draw), applied)
     for magnitude, count in (("global", 1), ("class", 2), ("network", 4)):
-        policy = _policy(ops=("toy_add",), stages=1, magnitude=magnitude)
-        (told,) = (item.values for item in policy.learned(_x(4)) if item.unit != "share")
+        policy = policy_of(ops=("toy_add",), stages=1, magnitude=magnitude)
+        (told,) = (item.values for item in policy.learned(signals(4)) if item.unit != "share")
         assert told.shape == (count,)
