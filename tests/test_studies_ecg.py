@@ -253,7 +253,7 @@ def test_fresh_seeds_are_judged_by_the_lighter_penalty(
     assert outcomes["no loss"] is not lost
     assert outcomes["loss excluded"] is excluded
     # The second run of three is chosen, and costs as much as all.
-    assert f"{meta + 1 / 13:+.1f} (" in found.outcomes["no loss"].text
+    assert f"{meta + 1 / 13:+.1f} (".replace("-", "−") in found.outcomes["no loss"].text
     assert re.search(r"\| best of 3 meta \| 6\.0 \|", found.body)
     assert re.search(
         r"\| destroyed \| 2\.2, against best of 7 search \| 13 \| 13 \| 1\.\d, against", found.body

@@ -105,9 +105,10 @@ def gain(
 
 
 def said(estimate: Estimate, sign: str = "+") -> str:
-    if math.isnan(estimate.low):
-        return f"{estimate.value:{sign}.1f}"
-    return f"{estimate.value:{sign}.1f} ({estimate.low:{sign}.1f} to {estimate.high:{sign}.1f})"
+    value, low, high = (
+        f"{x:{sign}.1f}".replace("-", "−") for x in (estimate.value, estimate.low, estimate.high)
+    )
+    return value if math.isnan(estimate.low) else f"{value} ({low} to {high})"
 
 
 def no_loss(found: Mapping[str, tuple[str, Estimate] | None]) -> Outcome:
@@ -212,7 +213,9 @@ def phi_table(
         for setting, start in settings.items():
             ends = by_seed(results, f"φ {operation}", arm, setting).values()
             z = by_seed(results, f"z {operation}", arm, setting).values()
-            drift = f" (z {-median(z):+.1f})" if z else ""  # unknown where φ took no two steps
+            drift = (
+                f" (z {-median(z):+.1f})".replace("-", "−") if z else ""
+            )  # unknown where φ took no two steps
             row.append(f"{start[operation]:g} → {median(ends):.2f}{drift}" if ends else "–")
         rows.append(row)
     return table(("magnitude, in typical ones", *settings), rows)
