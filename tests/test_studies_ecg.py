@@ -275,6 +275,19 @@ def test_a_probe_without_an_example_of_a_class_has_no_number() -> None:
     assert math.isfinite(found["probe 40"])
 
 
+def test_the_best_of_runs_of_two_kinds() -> None:
+    results = [
+        result("meta", 0, validation=1.0, probe=60.0),
+        result("meta 2", 0, validation=2.0, probe=65.0),
+        result("search 1", 0, validation=3.0, probe=70.0),
+        result("search 2", 0, validation=9.0, probe=90.0),
+    ]
+    names = ecg_report.candidates(results, "best of 2 meta + 1 search", "one")
+    assert names == ["meta", "meta 2", "search 1"]
+    assert ecg_report.values(results, "probe", "best of 2 meta + 1 search", "one") == {0: 70.0}
+    assert ecg_report.candidates(results, "best of 2 meta + 3 search", "one") == []
+
+
 def test_waiting_for_a_trial() -> None:
     assert cost._runs(2, 10) == "5.0"
     assert cost._runs(0, 12) == "more than 4"  # the rule of three

@@ -36,6 +36,7 @@ __all__ = ["Plan", "report", "run", "tasks"]
 
 CHEAP = ("start", "ramp", "walk", "best of 2 search")  # about two plain runs, as one run of `meta` is
 WITHOUT = (*CHEAP, "best static", "best of 3 ramp", "best of 7 search")
+MIXED = "best of 2 meta + 3 search"  # about seven plain runs
 POWER = 0.8
 
 
@@ -57,10 +58,14 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
     names, number = list(starts), f"probe {plan.main}"
     seeds = counted(results, planned, names)
     best = {s: gain(results, number, s, CHOSEN_RUN, WITHOUT) for s in names}
+    mixed = {s: gain(results, number, s, MIXED, WITHOUT) for s in names}
     known = {
         "gain": large_gain(best),
         "no loss": no_loss(best),
         "loss excluded": _loss_excluded(no_loss(best), best),
+        "mixed, gain": large_gain(mixed),
+        "mixed, no loss": no_loss(mixed),
+        "mixed, loss excluded": _loss_excluded(no_loss(mixed), mixed),
         "over all": at_least(results, number, names, CHOSEN_RUN, ALL),
         "single": no_loss({s: gain(results, number, s, "meta", CHEAP) for s in names}),
         "walk": at_least(results, number, names, "meta", "walk"),
@@ -70,10 +75,11 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
     parts = [seeds.text]
     done = {name: start for name, start in starts.items() if seeds.done[name]}
     arms = ("start", "best static", "best of 2 search", "best of 7 search", "ramp", "best of 3 ramp", ALL, "walk",
-            "meta (paper)", "meta", CHOSEN_RUN)  # fmt: skip
+            "meta (paper)", "meta", CHOSEN_RUN, MIXED)  # fmt: skip
     sizes = plan.settings.scoring.probe
     parts += [
-        score_table(results, s, "probe", sizes, arms, {"meta": CHEAP, CHOSEN_RUN: WITHOUT}) for s in done
+        score_table(results, s, "probe", sizes, arms, {"meta": CHEAP, CHOSEN_RUN: WITHOUT, MIXED: WITHOUT})
+        for s in done
     ]
     shown = {s: {arm: mean(own) for arm in arms if (own := values(results, number, arm, s))} for s in done}
     figures = {}

@@ -40,15 +40,18 @@ Values = Mapping[int, float]
 def candidates(results: Sequence[Result], arm: str, setting: str) -> list[str]:
     """The arms of which the criterion chooses one; an arm of its own is its only one.
 
-    ``best of K NAME`` chooses among ``NAME``, ``NAME 2``, ... ``NAME K`` (or from ``NAME 1`` on), if all are there.
+    ``best of K NAME`` chooses among ``NAME``, ``NAME 2``, ... ``NAME K`` (or from ``NAME 1`` on), if all are there;
+    ``best of K NAME + L OTHER`` among those of both.
     """
     if arm == "start":
         return ["static 1"]
     names = {r.task.arm for r in results if r.task.setting == setting}
-    if found := re.fullmatch(r"best of (\d+) (.+)", arm):
-        count, name = int(found[1]), found[2]
-        first = name if name in names else f"{name} 1"
-        runs = [first, *(f"{name} {k}" for k in range(2, count + 1))]
+    if re.match(r"best of \d", arm):
+        runs: list[str] = []
+        for part in arm.removeprefix("best of ").split(" + "):
+            count, name = part.split(" ", 1)
+            first = name if name in names else f"{name} 1"
+            runs += [first, *(f"{name} {k}" for k in range(2, int(count) + 1))]
         return runs if names.issuperset(runs) else []
     return sorted(name for name in names if name.startswith(CHOSEN[arm])) if arm in CHOSEN else [arm]
 
