@@ -177,7 +177,8 @@ class Meta:
 class Search:
     """Arms that keep the run from whose features the MetaFT labels are predicted best: `search`, trials around the augmenter's
     start; `meta_best`, runs of meta that differ in their initial weights and batches. In the study ``ecg_remedies`` some runs
-    of meta went astray, and the best of three gained what one did not."""
+    of meta went astray, and the best of three gained what one did not; in ``ecg_again`` two runs and three drawn ones did so
+    with less to lose where all hangs on one magnitude."""
 
     trials: int = 4
     spread: float = 1.0  # SD of the logarithms of magnitudes, and of logits
@@ -185,6 +186,7 @@ class Search:
         1.3  # steps of all trials together, in plain pre-trainings: what a meta run costs at P = 10
     )
     runs: int = 3  # of meta, in meta_best
+    drawn: int = 0  # whole runs under augmenters drawn as those of search, among which meta_best chooses, too
     penalty: float = (
         0.003  # of the ridge head that predicts each MetaFT label from the others, relative: lighter than φ's
     )
@@ -294,7 +296,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     *("data.min_positives", "augment.noise", "pretrain.max_steps", "evaluate.bootstrap"),
     *("finetune.patience", "finetune.processes"),
-    *("search.spread", "augment.draw", "pretrain.repeat"),
+    *("search.spread", "search.drawn", "augment.draw", "pretrain.repeat"),
     *("meta.warmup_epochs", "meta.unroll", "meta.terms", "meta.damping", "meta.magnitude_lr", "meta.clip"),
     "meta.magnitude_limit",
 )

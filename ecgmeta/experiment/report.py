@@ -116,7 +116,7 @@ def _warnings(run: Run, cohort: Cohort, logs: dict[str, list[dict[str, Any]]]) -
         return lines
     steps = [line for arm in learned for line in logs[arm] if "hyper" in line]
     skipped = [line["skipped"] for line in steps if line["skipped"]]
-    if not steps:
+    if not steps and _kept(run) == run.arm:
         lines.append(
             "No φ step was taken: pre-training was shorter than its warm-up, so nothing was learned."
         )
@@ -235,6 +235,12 @@ def _at(line: dict[str, Any], path: tuple[str, ...]) -> Any:
     return value
 
 
+def _kept(run: Run) -> str:
+    """The arm of the run that ``meta_best`` kept, which may be one that was drawn; of other arms their own."""
+    found: str = run.info["search"]["arm"] if run.arm == "meta_best" and "search" in run.info else run.arm
+    return "meta_best" if found == "meta" and run.arm == "meta_best" else found
+
+
 def _weights(run: Run, cohort: Cohort) -> AugmenterSummary:
     found = ExampleWeights.from_pretrained(run.weights).all().numpy()
     rows = [Parameter("all recordings, mean (SD)", "", "1 (0)", f"{found.mean():.3f} ({found.std():.3f})")]
@@ -260,7 +266,7 @@ def _augmenter(run: Run, cohort: Cohort) -> AugmenterSummary | None:
         return None
     x = cohort.pretrain[slice(0, 256)][0]
     before, after = (load_augmenter(folder) for folder in (run.augmenter_before, run.augmenter))
-    how = "learned by hypergradient" if run.arm in LEARNED else "not learned in this arm"
+    how = "learned by hypergradient" if _kept(run) in LEARNED else "not learned in this arm"
     signal = f" The hypergradient {run.info['signal']}." if "signal" in run.info else ""
     if isinstance(before, LearnedWarp) and isinstance(after, LearnedWarp):
         return _warp(before, after, x, run.config.seed, how, signal)

@@ -30,7 +30,8 @@ def search(run: Run, cohort: Cohort, ranks: Ranks, progress: Progress) -> None:
 
     ``search``: ``search.trials`` of them, each under an augmenter drawn around the configured start and not learned; together
     they take ``search.compute`` times the steps of one pre-training, which is about what a meta run costs. ``meta_best``:
-    ``search.runs`` runs of meta. Each is a run of its own in ``trials/``, and is gone on with like any other.
+    ``search.runs`` runs of meta, and ``search.drawn`` whole runs under drawn augmenters. Each is a run of its own in
+    ``trials/``, and is gone on with like any other.
 
     Raises:
         InputError, Stopped, Diverged: see :func:`~ecgmeta.experiment.pretrain.pretrain`.
@@ -51,19 +52,19 @@ def search(run: Run, cohort: Cohort, ranks: Ranks, progress: Progress) -> None:
             say(f"warning: {run.arm}: no trial's features tell one record from another; the first is kept")
         else:
             r2 = f"R² of the MetaFT labels {scores[best]:.3f}"
-            say(f"{run.arm}: trial {best + 1} of {len(scores)} is the best: {r2}")
+            say(f"{run.arm}: trial {best + 1} of {len(scores)} ({trials[best].arm}) is the best: {r2}")
         signal = {name: trials[best].info[name] for name in ("signal",) if name in trials[best].info}
-        run.note(search={"scores": scores, "best": best + 1}, **signal)
+        run.note(search={"scores": scores, "best": best + 1, "arm": trials[best].arm}, **signal)
         _keep(trials[best], run)
     ranks.wait()
 
 
 def say_compute(config: Experiment) -> None:
     """Say so where a search stands beside several runs of meta and takes less time than they do."""
-    wanted = round(Search().compute * config.search.runs, 2)
+    wanted = round(Search().compute * config.search.runs + config.search.drawn, 2)
     if {"meta_best", "search"} <= {config.pretrain.arm, *config.compare} and config.search.compute < wanted:
         say(
-            f"search takes {config.search.compute:g} plain pre-trainings, the {config.search.runs} runs of meta_best about "
+            f"search takes {config.search.compute:g} plain pre-trainings, what meta_best chooses among about "
             f"{wanted:g} or more: search.compute={wanted:g} compares them at the same"
         )
 
@@ -73,7 +74,9 @@ def _candidates(run: Run, recordings: int) -> list[Experiment]:
     if run.arm == "search":
         return [trial(config, number, recordings) for number in range(1, config.search.trials + 1)]
     repeats = (replace(config.pretrain, arm="meta", repeat=number) for number in range(config.search.runs))
-    return [replace(config, pretrain=settings, compare=[]) for settings in repeats]
+    whole = replace(config, search=replace(config.search, compute=1.0, trials=1))
+    drawn = [trial(whole, number, recordings) for number in range(1, config.search.drawn + 1)]
+    return [*(replace(config, pretrain=settings, compare=[]) for settings in repeats), *drawn]
 
 
 def trial(config: Experiment, number: int, recordings: int) -> Experiment:

@@ -14,6 +14,7 @@ from ecgmeta.augment import LearnedWarp
 from ecgmeta.bilevel.implicit_head import leave_one_out, standardise
 from ecgmeta.encoders import ResNet1d
 from ecgmeta.evaluation.cells import read_cell, write_cell
+from ecgmeta.experiment import search
 from ecgmeta.experiment.cohort import load
 from ecgmeta.experiment.config import ARMS, read
 from ecgmeta.experiment.evaluate import table
@@ -374,6 +375,24 @@ def test_the_best_of_several_runs_of_meta_is_kept_with_what_it_learned(tmp_path:
     assert contents(tmp_path / "meta" / "encoder") == contents(trials[0] / "encoder")
     seen = [json.loads((folder / "run.json").read_text())["data"] for folder in (*trials, tmp_path / "meta")]
     assert seen[0] == seen[1] == seen[2]
+
+
+@pytest.mark.slow
+def test_runs_that_were_drawn_may_be_chosen_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.1, 0.2, 0.3, 0.25])
+    monkeypatch.setattr(search, "_score", lambda run, cohort: next(scores))
+    settings = ("pretrain.arm=meta_best", "compare=[]", "search.runs=2", "search.drawn=2")
+    assert pretrain(tmp_path / "run", *settings) == 0
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (info["search"]["best"], info["search"]["arm"]) == (3, "simclr_warp")
+    assert "signal" not in info
+    trials = [tmp_path / "run" / "trials" / str(n) for n in (1, 2, 3, 4)]
+    assert [len(metrics(trial)) for trial in trials] == [8, 8, 8, 8]  # each a whole run
+    assert contents(trials[2] / "augmenter") != contents(trials[3] / "augmenter")
+    assert contents(trials[2] / "augmenter") == contents(tmp_path / "run" / "augmenter")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "not learned in this arm" in page
+    assert "No φ step was taken" not in page
 
 
 def test_the_ridge_head_guides_with_every_metaft_record(tmp_path: Path) -> None:
