@@ -116,7 +116,8 @@ def leave_one_out(features: Tensor, targets: Tensor, penalty: float, groups: Ten
         features: (examples, features).
         targets: (examples, outputs).
         penalty: λ, relative to the mean squared norm of a centred feature vector.
-        groups: (examples,), those of the same number are left out together; None: each alone. Two or more of them.
+        groups: (examples,), those of the same number are left out together; None: each alone. Where all are one group, nothing
+            is left to fit: NaN.
     """
     n = len(features)
     centred = features - features.mean(0)
@@ -132,6 +133,8 @@ def leave_one_out(features: Tensor, targets: Tensor, penalty: float, groups: Ten
     residuals = targets - hat @ targets
     if groups is None:
         errors = residuals / (1 - hat.diagonal()).unsqueeze(1)
+    elif bool((groups == groups[0]).all()):
+        errors = residuals * float("nan")
     else:  # the blocks H_gg alone, all in one matrix
         own = torch.where(groups.unsqueeze(1) == groups, hat, 0.0)
         errors = torch.linalg.solve(torch.eye(n, dtype=hat.dtype, device=hat.device) - own, residuals)

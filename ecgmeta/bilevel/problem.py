@@ -265,7 +265,7 @@ class FeatureModuleProblem(ModuleProblem):
 
     def groups(self, batch: Any) -> Tensor | None:
         found = getattr(self.finetune, "groups", None)
-        return None if found is None else found(batch)
+        return found(batch) if callable(found) else None
 
 
 class _Method(nn.Module):

@@ -111,12 +111,12 @@ def _verdict(row: dict[str, Any], reference: str) -> str:
 
 def _warnings(run: Run, cohort: Cohort, logs: dict[str, list[dict[str, Any]]]) -> list[str]:
     lines = [note for note in cohort.notes if note]
-    learned = [arm for arm in LEARNED if arm in logs]
+    learned = [arm for arm, other in run.arms().items() if arm in logs and _kept(other) in LEARNED]
     if not learned:
         return lines
     steps = [line for arm in learned for line in logs[arm] if "hyper" in line]
     skipped = [line["skipped"] for line in steps if line["skipped"]]
-    if not steps and _kept(run) == run.arm:
+    if not steps:
         lines.append(
             "No φ step was taken: pre-training was shorter than its warm-up, so nothing was learned."
         )
@@ -237,8 +237,8 @@ def _at(line: dict[str, Any], path: tuple[str, ...]) -> Any:
 
 def _kept(run: Run) -> str:
     """The arm of the run that ``meta_best`` kept, which may be one that was drawn; of other arms their own."""
-    found: str = run.info["search"]["arm"] if run.arm == "meta_best" and "search" in run.info else run.arm
-    return "meta_best" if found == "meta" and run.arm == "meta_best" else found
+    kept: str = run.info.get("search", {}).get("arm", "meta") if run.arm == "meta_best" else run.arm
+    return kept
 
 
 def _weights(run: Run, cohort: Cohort) -> AugmenterSummary:

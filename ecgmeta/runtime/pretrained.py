@@ -121,9 +121,12 @@ def _on_hub(source: str | Path, what: str) -> Iterator[str]:
     """
     text, path = str(source), Path(source)
     expected = f"a saved {what} or a hub id owner/name"
-    local = path.parent.is_dir() or path.is_absolute() or text.startswith((".", "~")) or text.endswith("/")
-    if local or len(path.parts) != 2:
+    if path.is_absolute() or len(path.parts) != 2 or text.startswith((".", "~")) or text.endswith("/"):
         raise InputError(source, "folder", "no such folder", expected)
+    if path.parent.is_dir():
+        raise InputError(
+            source, "folder", f"none of that name in {path.parent}/, which is here", f"a saved {what}"
+        )
     try:
         yield path.as_posix()
     except InputError:

@@ -5,7 +5,7 @@ How many seeds a situation has follows from the paired SD of that study, which i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from examples.studies.ecg_report import (
     large_gain,
     no_loss,
     phi_table,
+    said,
     score_table,
     values,
     whole,
@@ -89,6 +90,7 @@ def report(plan: Plan, results: Sequence[Result]) -> Section:
     parts += [_cost(results, done, arms)] if done else []
     parts += [f"What φ did in `meta`:\n\n{phi_table(results, done)}"] if done else []
     parts.append(_design(results, number, seeds.planned, plan))
+    parts += [_with_the_earlier(results, number, done, plan)] if done else []
     return Section(outcomes, "\n\n".join([*parts, plan.notes.strip()]), figures)
 
 
@@ -109,13 +111,11 @@ def _cost(results: Sequence[Result], settings: Mapping[str, object], arms: Seque
 
 def _design(results: Sequence[Result], number: str, wanted: Mapping[str, int], plan: Plan) -> str:
     """The paired SD in the study before, how many seeds follow from it, and the SD that was found."""
-    before = study.load("ecg_remedies")
-    cells = before.tasks()
-    earlier = whole(study.read_results(study.results_file("ecg_remedies"), cells), cells)
+    earlier = _earlier(plan.choice)
     rows: list[list[object]] = []
     for setting, planned in wanted.items():
         row: list[object] = [setting]
-        for found in (chosen_by(earlier, plan.choice), results):
+        for found in (earlier, results):
             sd, best = _spread(found, number, setting)
             row += [f"{sd:.1f}, against {best}" if best else "–"]
             if found is not results:
@@ -129,6 +129,25 @@ def _design(results: Sequence[Result], number: str, wanted: Mapping[str, int], p
         "paired SD here",
     )
     return f"How many seeds, from the paired SD of {CHOSEN_RUN} minus the best arm without learning:\n\n{table(head, rows)}"
+
+
+def _earlier(penalty: float) -> list[Result]:
+    """The cells of ``ecg_remedies`` on its seeds of record, chosen by this penalty."""
+    cells = study.load("ecg_remedies").tasks()
+    return chosen_by(whole(study.read_results(study.results_file("ecg_remedies"), cells), cells), penalty)
+
+
+def _with_the_earlier(results: Sequence[Result], number: str, settings: Iterable[str], plan: Plan) -> str:
+    """Differences over the seeds of both studies, those on which the mixture was chosen among them."""
+    both = [*_earlier(plan.choice), *results]
+    rows: list[list[object]] = []
+    for setting in settings:
+        for arm in (CHOSEN_RUN, MIXED):
+            if (found := gain(both, number, setting, arm, WITHOUT)) is not None:
+                seeds = len(values(both, number, arm, setting))
+                rows.append([setting, arm, seeds, f"{said(found[1])}, {found[0]}"])
+    head = ("situation", "arm", "seeds", "minus best without")
+    return f"With the seeds of the study before, on which the mixture was chosen (no test):\n\n{table(head, rows)}"
 
 
 def _spread(results: Sequence[Result], number: str, setting: str) -> tuple[float, str]:

@@ -47,13 +47,14 @@ def run_experiment(folder: Path, config: Experiment) -> dict[str, Any] | None:
             _check_parts(open_store(Path(config.data.store)), config)
         fresh = not folder.exists()
         with folder_lock(folder):
+            fresh = fresh and [path.name for path in folder.iterdir()] == [".lock"]
             try:
                 study = Study.create(folder, config)
                 study.set_later(config)
                 _check_parts(_store(study), config)
             except InputError:  # what is found only in graphs that were made here
                 if fresh:
-                    shutil.rmtree(folder)
+                    shutil.rmtree(folder, ignore_errors=True)
                 raise
             return _stages(study, STAGES[: STAGES.index(config.through) + 1])
 

@@ -234,6 +234,12 @@ def test_leave_one_out_equals_refitting_without_each_example(groups: list[int] |
         torch.testing.assert_close(found, torch.stack(errors).square().mean())
 
 
+def test_one_group_leaves_nothing_to_fit() -> None:
+    f, y = torch.randn(5, 3), torch.randn(5, 2)
+    assert leave_one_out(f, y, 0.3, torch.zeros(5)).isnan()
+    assert leave_one_out(f, y, 0.3, torch.tensor([0, 0, 0, 0, 1])).isfinite()
+
+
 def test_the_logistic_head_is_differentiated_at_its_optimum() -> None:
     # The penalty's scale is a constant of the derivative, so it is held fixed in the differences by features of equal norm.
     class Normed(Regression):

@@ -393,6 +393,11 @@ def test_runs_that_were_drawn_may_be_chosen_too(tmp_path: Path, monkeypatch: pyt
     page = (tmp_path / "run" / "report.html").read_text()
     assert "not learned in this arm" in page
     assert "No φ step was taken" not in page
+    # A folder that an earlier version made does not say which arm it kept: it had but one kind.
+    del info["search"]["arm"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(info))
+    assert call("report", tmp_path / "run") == 0
+    assert "learned by hypergradient" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_the_ridge_head_guides_with_every_metaft_record(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def test_of_many_records_an_even_part_is_scored(monkeypatch: pytest.MonkeyPatch)
     [
         (("meta_best", "search"), 1.3, True),
         (("meta_best", "search"), 3.9, False),
+        (("search", "meta_best"), 3.0, True),
         (("meta_best", "simclr"), 1.3, False),
         (("meta", "search"), 1.3, False),
     ],

@@ -52,7 +52,9 @@ def test_a_missing_folder_beside_others_is_not_asked_for(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    with pytest.raises(InputError, match="runs/mine: folder: found no such folder, expected"):
+    with pytest.raises(
+        InputError, match="runs/mine: folder: found none of that name in runs/, which is here"
+    ):
         LOADERS[what]("runs/mine")
     assert asked == []
 

@@ -253,6 +253,10 @@ def test_what_is_found_in_planted_graphs_alone_leaves_nothing_either(
     assert call("demo", "--out", folder, *small) == 2
     assert "no φ step in the 4 steps of meta" in error_line(capsys.readouterr().err)
     assert not folder.exists()
+    folder.mkdir()
+    (folder / "mine.txt").write_text("kept")
+    assert call("demo", "--out", folder, *small) == 2
+    assert (folder / "mine.txt").is_file()
 
 
 def test_a_device_that_is_not_there_is_said_before_anything_is_written(
