@@ -386,10 +386,10 @@ def score(
         examples, identity = encode(encoder, test), _Features(encoder.num_features)
         for n in scoring.probe:
             parts = (pool.take(slice(n * 4 // 5)), pool.take(slice(n * 4 // 5, n)))
-            if not _has_both(parts[0].y):
+            train, validation = (encode(encoder, part) for part in parts)
+            if not _has_both(train.y):
                 found[f"probe {n}"] = math.nan
                 continue
-            train, validation = (encode(encoder, part) for part in parts)
             predictor = linear_probe(identity, train, validation, examples, l2_grid=scoring.l2)
             found[f"probe {n}"] = _auroc(predictor.test_logits, examples)
     for n in scoring.tuned:
