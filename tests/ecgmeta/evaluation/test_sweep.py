@@ -23,6 +23,8 @@ from ecgmeta.runtime.errors import InputError
 from ecgmeta.runtime.seeds import derive
 from ecgmeta.runtime.signals import Stopped
 
+pytestmark = pytest.mark.slow  # runs of the whole path, a second or more each
+
 
 def dataset(seed: int, n: int, first: int) -> ECGDataset:
     """Records of the toy problem, two a patient."""
@@ -231,7 +233,6 @@ def test_a_stop_finishes_its_cell_and_the_next_call_does_the_rest(
     assert len(trained) == len(found) - 3
 
 
-@pytest.mark.slow
 def test_processes_change_no_number(
     swept: tuple[Path, list[CellResult]], pool: ECGDataset, test_set: ECGDataset, tmp_path: Path
 ) -> None:

@@ -19,6 +19,8 @@ from ecgmeta.experiment.model import build_encoder
 from ecgmeta.experiment.pretrain import metaft
 from ecgmeta.runtime.errors import InputError
 
+pytestmark = pytest.mark.slow  # runs of the whole path, a second or more each
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -108,7 +110,6 @@ def test_reading_a_source_in_windows_and_with_labels_makes_no_duplicates(tmp_pat
     assert not patients(cohort, "pretrain") & patients(cohort, "test")
 
 
-@pytest.mark.slow
 def test_other_labels_keep_the_test_patients_of_the_run(tmp_path: Path) -> None:
     write_pool(tmp_path / "a", 40)
     first = patients(load(configuration(tmp_path)), "test")
@@ -183,7 +184,6 @@ def test_no_pretraining_source_is_refused() -> None:
         load(read(None, [*TINY, "data.pretrain=[]"]))
 
 
-@pytest.mark.slow
 def test_the_pool_of_real_recordings(real_data: Path) -> None:
     config = read(ROOT / "configs" / "ecg" / "real_small.yaml", [f"data.root={real_data}"])
     cohort = load(config)
@@ -202,7 +202,6 @@ def test_the_pool_of_real_recordings(real_data: Path) -> None:
     assert any(note.startswith("1 signals stand") for note in cohort.notes), cohort.notes
 
 
-@pytest.mark.slow
 def test_three_steps_of_the_papers_configuration_on_ptbxl(real_data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = (f"data.root={real_data / 'ptbxl_fixture'}", "through=pretrain", "pretrain.max_steps=3")

@@ -18,6 +18,8 @@ from ecgmeta.experiment.contamination import METAFT, PRETRAIN, TEST, contaminate
 from ecgmeta.experiment.run import Run
 from ecgmeta.runtime.errors import InputError
 
+pytestmark = pytest.mark.slow  # runs of the whole path, a second or more each
+
 QUICK = (
     *("pretrain.max_steps=2", "meta.period=1", "labels=10", "baselines=[]"),
     "finetune.protocols=[linear]",
@@ -82,7 +84,6 @@ def test_a_run_records_what_it_saw(finished: Path) -> None:
     assert "LOST.hea: signal file: found LOST.dat, which does not exist" in skipped
 
 
-@pytest.mark.slow
 def test_its_own_test_set_is_clean(copy: Path) -> None:
     assert call("finetune", copy, "labels=10") == 0
     assert call("evaluate", copy) == 0
@@ -113,7 +114,6 @@ def test_other_data_with_known_signals_are_refused(
     assert contents(copy) == before
 
 
-@pytest.mark.slow
 def test_contamination_is_reported_everywhere_where_asked(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

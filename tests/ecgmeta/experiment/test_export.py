@@ -17,6 +17,8 @@ from ecgmeta.encoders import export as exporter
 from ecgmeta.experiment.export import simulated
 from ecgmeta.runtime.errors import InputError
 
+pytestmark = pytest.mark.slow  # runs of the whole path, a second or more each
+
 OWN = """
 from torch import nn
 
@@ -46,7 +48,6 @@ def needs_onnx() -> None:
     "name",
     ["vit", "xresnet1d50", "brought_along:Small"],
 )
-@pytest.mark.slow
 def test_each_kind_of_encoder_learns_with_its_augmenter(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +118,6 @@ class Crooked(Encoder):
         return x + (0.001 if x.shape[0] == 1 else 0.0)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("needs_onnx")
 def test_a_graph_that_answers_otherwise_is_not_written(tmp_path: Path) -> None:
     file, records = tmp_path / "encoder.onnx", {"random": torch.zeros(2, 12, 50)}

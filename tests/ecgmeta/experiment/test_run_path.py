@@ -23,6 +23,8 @@ from ecgmeta.experiment.pretrain import _prepare
 from ecgmeta.experiment.run import Run
 from ecgmeta.runtime.ranks import find_ranks
 
+pytestmark = pytest.mark.slow  # runs of the whole path, a second or more each
+
 COMPARE = "compare=[simclr,simclr_warp]"
 
 
@@ -145,7 +147,6 @@ def test_a_finished_run_is_not_repeated(copy: Path) -> None:
     assert changed <= {"report.html"}
 
 
-@pytest.mark.slow
 def test_other_label_counts_are_added(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = results(copy)
     assert call("finetune", copy, "labels=30") == 0
@@ -159,7 +160,6 @@ def test_other_label_counts_are_added(copy: Path, capsys: pytest.CaptureFixture[
     assert "30 labelled recordings" in (copy / "report.html").read_text()
 
 
-@pytest.mark.slow
 def test_cells_of_other_settings_are_trained_again_and_never_mixed_in(copy: Path) -> None:
     cell = "finetune/synthetic_default-40-meta-full-0.npz"
     before = contents(copy)
@@ -170,7 +170,6 @@ def test_cells_of_other_settings_are_trained_again_and_never_mixed_in(copy: Path
     assert {row["labels"] for row in results(copy)} == {30}
 
 
-@pytest.mark.slow
 def test_later_stages_keep_what_earlier_commands_have_set(copy: Path) -> None:
     """Scoring with an override of its own is of the cells that fine-tuning made, not of those the run began with."""
     assert call("finetune", copy, "labels=30", "finetune.lr=0.01") == 0
@@ -297,7 +296,6 @@ def test_several_runs_are_compared_on_one_page(
     assert "folders of different names" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_weights_of_recordings_are_learned_saved_and_reported(tmp_path: Path) -> None:
     from ecgmeta.simclr import ExampleWeights
 
@@ -309,7 +307,6 @@ def test_weights_of_recordings_are_learned_saved_and_reported(tmp_path: Path) ->
     assert "Learned weights of the pre-training recordings" in (tmp_path / "run" / "report.html").read_text()
 
 
-@pytest.mark.slow
 def test_a_policy_is_learned_saved_and_reported(tmp_path: Path) -> None:
     from ecgmeta.augment import LearnedPolicy, load_augmenter
 
@@ -324,7 +321,6 @@ def test_a_policy_is_learned_saved_and_reported(tmp_path: Path) -> None:
     assert "stage 1: time_warp, chosen" in page
 
 
-@pytest.mark.slow
 def test_a_search_keeps_the_trial_that_validates_best_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     from ecgmeta.augment import LearnedPolicy
 
@@ -354,7 +350,6 @@ def test_a_search_keeps_the_trial_that_validates_best_and_goes_on_where_it_stopp
     assert contents(tmp_path / "run" / "encoder") == kept
 
 
-@pytest.mark.slow
 def test_the_best_of_several_runs_of_meta_is_kept_with_what_it_learned(tmp_path: Path) -> None:
     settings = ("pretrain.arm=meta_best", "compare=[simclr]", "search.runs=2")
     assert pretrain(tmp_path / "run", *settings) == 0
@@ -377,7 +372,6 @@ def test_the_best_of_several_runs_of_meta_is_kept_with_what_it_learned(tmp_path:
     assert seen[0] == seen[1] == seen[2]
 
 
-@pytest.mark.slow
 def test_runs_that_were_drawn_may_be_chosen_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.1, 0.2, 0.3, 0.25])
     monkeypatch.setattr(search, "_score", lambda run, cohort: next(scores))

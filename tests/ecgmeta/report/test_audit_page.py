@@ -20,6 +20,8 @@ from ecgmeta.data import ArrayDataset, SyntheticCohort, audit
 from ecgmeta.data.auditing.audit import Audit
 from ecgmeta.report.audit import render_audit, tables, verdict, write_audit
 
+pytestmark = pytest.mark.slow  # runs of the whole path, a second or more each
+
 EVIL = "<script>alert('x')</script>[bold]&"
 
 
