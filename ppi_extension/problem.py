@@ -59,19 +59,33 @@ def finetune_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Pretraining(nn.Module):
-    """Encoder, head and task weights on batches with ``pretrain_labels`` (B, T)."""
+    """Encoder, head and task weights on batches with ``pretrain_labels`` (B, T + F), the last F of them tasks that are trained
+    along: the mean of theirs is added to the loss, ``along_weight`` times."""
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, task_weights: TaskWeights) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        task_weights: TaskWeights,
+        along: int = 0,
+        along_weight: float = 1.0,
+    ) -> None:
         super().__init__()
         self.encoder, self.head, self.task_weights = encoder, head, task_weights
+        self.along, self.along_weight = along, along_weight
 
     def task_losses(self, batch: Any) -> Tensor:
-        """(T,) losses, unweighted."""
+        """(T + F,) losses, unweighted."""
         return task_losses(self.head(self.encoder(batch)), batch.pretrain_labels)
 
     def weights(self) -> Tensor:
-        """(T,)."""
-        return self.task_weights()
+        """(T + F,): what the mean of the losses is weighted by."""
+        weights = self.task_weights()
+        if not self.along:
+            return weights
+        count = len(weights) + self.along  # which the mean divides by
+        fixed = weights.new_full((self.along,), self.along_weight * count / self.along)
+        return torch.cat([weights * (count / len(weights)), fixed])
 
     def forward(self, batch: Any) -> Tensor:
         """The weighted loss, a scalar."""
@@ -105,9 +119,13 @@ class TaskProblem(FeatureModuleProblem):
 
     Args:
         encoder: a batch to features (B, F); :class:`~ppi_extension.gnn.EgoGNN`.
-        pretrain_head: (B, F) to (B, T).
+        pretrain_head: (B, F) to (B, T), or to (B, T + along).
         finetune_head: (B, F) to (B, T_FT).
         task_weights: φ, T of them.
+        along: tasks trained along, whose labels stand behind the others' and whose weight does not move. With the fine-tuning
+            tasks this is CoTrain under task weights; then T is T + along below. Of examples that φ is validated on they must
+            be unlabelled.
+        along_weight: of the mean of their losses, beside the weighted mean of the T others.
         seed, statistics, finetune_mode: as in :class:`~ecgmeta.bilevel.problem.ModuleProblem`.
 
     Nothing it builds is of size tasks × parameters.
@@ -122,12 +140,14 @@ class TaskProblem(FeatureModuleProblem):
         finetune_head: nn.Module,
         task_weights: TaskWeights,
         *,
+        along: int = 0,
+        along_weight: float = 1.0,
         statistics: Literal["update", "batch", "frozen"] = "update",
         finetune_mode: Literal["eval", "train"] = "eval",
         seed: int | None = 0,
     ) -> None:
         super().__init__(
-            Pretraining(encoder, pretrain_head, task_weights),
+            Pretraining(encoder, pretrain_head, task_weights, along, along_weight),
             Finetuning(encoder, finetune_head),
             hyper=task_weights,
             statistics=statistics,

@@ -45,10 +45,13 @@ class Variant:
     Attributes:
         arm: which.
         overrides: keys that differ from the study's.
+        ensemble: of so many runs of `meta`, from other initialisations and orders of batches, the mean z is what the arm takes
+            for learned weights.
     """
 
     arm: str = "meta"
     overrides: list[str] = field(default_factory=list)
+    ensemble: int = 0
 
 
 @dataclass
@@ -90,11 +93,16 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
             for arm in arms:
                 yield Task(arm, setting, seed, inputs | {"overrides": settings.overrides + folds})
     for name, variant in settings.variants.items():
-        said = inputs | {"overrides": settings.overrides + variant.overrides, "runs": variant.arm}
+        how = {"ensemble": variant.ensemble} if variant.ensemble else {}
+        said = inputs | {"overrides": settings.overrides + variant.overrides, "runs": variant.arm} | how
         yield from (Task(name, FULL, seed, said) for seed in seeds)
 
 
-YOUNGER = {"meta": {"resplit": False, "curvature": 1.0}, "data": {"test_graphs_seen": 0.0}}
+YOUNGER: Mapping[str, Mapping[str, Any]] = {
+    "meta": {"resplit": False, "curvature": 1.0, "start": "uniform", "anchor": 0.0},
+    "data": {"test_graphs_seen": 0.0},
+    "pretrain": {"draw": 0, "cotrain": 0.0},
+}
 """Keys that came after the first cells, and the values these were run with, which are no part of their inputs."""
 AS_RUN = ["pretrain.plain_factor=1.0", "pretrain.lengths=[0.5,1.0]"]
 """What the cells were run with, where the config has since given arms without φ steps more steps and more lengths."""
@@ -124,10 +132,15 @@ def run(task: Task) -> Mapping[str, float]:
     from ppi_extension.experiment.stages import open_store, train_one
 
     experiment, runs = _experiment(task), task.inputs.get("runs", task.arm)
-    for arm in ("meta", runs) if runs in FROM_META else (runs,):
+    store = open_store(experiment.store)
+    if ensemble := task.inputs.get("ensemble"):
+        _pretrain_from_many(experiment, runs, task.seed, ensemble)
+        arms: tuple[str, ...] = (runs,)
+    else:
+        arms = ("meta", runs) if runs in FROM_META else (runs,)
+    for arm in arms:
         train_one(experiment, (arm, task.seed), ("pretrain", "finetune"), _silent, StopRequest())
     done = experiment.run(runs, task.seed)
-    store = open_store(experiment.store)
     scored = list(divide(store, experiment.later, task.seed).scored)
     found: dict[str, float] = {}
     best = -np.inf
@@ -145,6 +158,27 @@ def run(task: Task) -> Mapping[str, float]:
         if kinds_of(store) and runs != "ceiling":  # whose weights are of the fine-tuning tasks
             found["separation"] = separation(done, useful_tasks(store))
     return found
+
+
+def _pretrain_from_many(experiment: Study, arm: str, seed: int, count: int) -> None:
+    """Pre-train an arm that takes learned weights, under the mean z of several runs of `meta` on the same genes."""
+    import torch
+
+    from ecgmeta.runtime.seeds import derive
+    from ppi_extension.experiment.cohort import divide
+    from ppi_extension.experiment.pretrain import pretrain
+    from ppi_extension.experiment.stages import open_store
+    from ppi_extension.task_weights import TaskWeights
+
+    cohort, learned = divide(open_store(experiment.store), experiment.later, seed), []
+    for number in range(count):
+        own = derive(seed, "ensemble", number) % 2**31 if number else seed
+        run = experiment.run("meta", own, create=True)
+        pretrain(run, cohort, None, _silent, StopRequest())
+        learned.append(TaskWeights.from_pretrained(run.weights))
+    with torch.no_grad():
+        learned[0].z.copy_(torch.stack([weights.z for weights in learned]).mean(0))
+    pretrain(experiment.run(arm, seed, create=True), cohort, learned[0], _silent, StopRequest())
 
 
 def _experiment(task: Task) -> Study:

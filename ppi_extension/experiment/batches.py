@@ -25,6 +25,8 @@ class EgoBatches:
         tasks: the labels to pre-train on: ``"finetune"`` for the ceiling.
         split: whether φ is validated on fine-tuning examples apart from those that train the head; a rule without φ trains on
             all that pre-training may see.
+        along: whether pre-training batches have the labels of the fine-tuning tasks, too, behind those of their own: of the
+            examples that :meth:`train` draws from, the others being unlabelled.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class EgoBatches:
         *,
         tasks: Which = "pretrain",
         split: bool = True,
+        along: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         self._cohort, self._meta, self._seed, self._tasks = cohort, meta, seed, tasks
@@ -49,6 +52,7 @@ class EgoBatches:
         # The closed-form head leaves each example out in turn: it needs no split, and all that there is.
         apart = meta.head == "unroll" and not meta.resplit
         self._validation = cohort.metaft_validation if apart else cohort.metaft
+        self._along = along
 
     def steps(self, epochs: float) -> int:
         """Steps of so many epochs, at least 1."""
@@ -85,9 +89,14 @@ class EgoBatches:
         return rng.choice(rows, min(size, len(rows)), replace=False)
 
     def _pretraining(self, rows: Rows) -> EgoData:
-        data = self._cohort.store.collate(rows, labels=(self._tasks,), legacy_center_index=self._legacy)
+        labels: list[Which] = [self._tasks, "finetune"] if self._along else [self._tasks]
+        data = self._cohort.store.collate(rows, labels=labels, legacy_center_index=self._legacy)
         if self._tasks == "finetune":
             data.pretrain_labels = data.finetune_labels
+        if self._along:
+            known = torch.from_numpy(np.isin(rows, self._training))[:, None]
+            theirs = data.finetune_labels[:, self._seen].where(known, -1)
+            data.pretrain_labels = torch.cat([data.pretrain_labels, theirs], 1)
         return data.to(self._device)
 
     def _finetuning(self, rows: Rows) -> EgoData:

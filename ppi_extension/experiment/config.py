@@ -13,6 +13,7 @@ ARMS = {
     "none": "no pre-training: an encoder as it is initialised",
     "supervised": "every task weighs the same (graph-supervised)",
     "random_weights": "weights drawn once, at random",
+    "random_search": "the best on validation genes of several runs with drawn weights, as `search` says",
     "similarity": "fixed weights by how much a task's labels go with the fine-tuning labels",
     "cotrain": "pre-training tasks and fine-tuning tasks trained together",
     "cotrain_pcgrad": "trained together, each of the two gradients without what opposes the other",
@@ -38,6 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Arms that take φ steps, and in what they differ from `meta`."""
 RULES = ("cotrain", "cotrain_pcgrad", "uncertainty", "famo", "cosine")  # arms that another rule weighs
+SEARCH = "random_search"
 FROM_META = ("permuted", "retrained")  # arms that need what the arm meta of the same seed has learned
 PROTOCOLS = ("linear", "full")
 STAGES = ("pretrain", "finetune", "evaluate", "report")
@@ -91,6 +93,8 @@ class Pretrain:
     )  # shares of the steps; validation chooses one an arm
     batch_size: int = 32
     lr: float = 1e-3  # 1e-4 in the paper, which trains a hundred times longer than most can
+    draw: int = 0  # of `random_weights`: its n-th draw
+    cotrain: float = 0.0  # weight of the fine-tuning tasks, trained along under whatever weights an arm has; 0: they are not
     legacy_center_index: bool = (
         False  # the paper's code reads the wrong centre node of all graphs but the first
     )
@@ -108,6 +112,8 @@ class Meta:
     )
     held_out: int = 0  # tasks a fold; 0: folds side by side
     transform: str = "sigmoid"  # weights 2·sigmoid(z); or "softmax", "exp"
+    start: str = "uniform"  # where learned weights start: all 1, or "similarity", those of the static rule
+    anchor: float = 0.0  # share of the way back to their start, in z, that they go after each φ step
     period: int = 10  # P
     warmup_epochs: float = 1.0
     until: float = (
@@ -149,6 +155,14 @@ class Meta:
 
 
 @dataclass
+class Search:
+    """The arm `random_search`."""
+
+    trials: int = 3  # weights drawn, each for a run of its own
+    compute: float = 1.0  # steps of all trials together, in those of another arm without φ steps
+
+
+@dataclass
 class Finetune:
     protocols: list[str] = field(
         default_factory=lambda: ["linear"]
@@ -184,6 +198,7 @@ class Experiment:
     encoder: Encoder = field(default_factory=Encoder)
     pretrain: Pretrain = field(default_factory=Pretrain)
     meta: Meta = field(default_factory=Meta)
+    search: Search = field(default_factory=Search)
     finetune: Finetune = field(default_factory=Finetune)
     evaluate: Evaluate = field(default_factory=Evaluate)
     log: Log = field(default_factory=Log)
@@ -221,6 +236,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "evaluate.reference": tuple(ARMS),
     "encoder.norm": ("batch", "none"),
     "meta.transform": ("sigmoid", "softmax", "exp"),
+    "meta.start": ("uniform", "similarity"),
     "meta.head": ("unroll", "ridge"),
     "meta.inverse": ("neumann", "identity"),
     "meta.optimizer": ("adam", "sgd"),
@@ -253,6 +269,7 @@ _POSITIVE = (
         "meta.head_lr",
     ),
     *("meta.step_size", "meta.lr", "meta.eps", "meta.beta2", "meta.accumulate"),
+    *("search.trials", "search.compute"),
     *(
         "finetune.epochs",
         "finetune.lr",
@@ -266,8 +283,9 @@ _NOT_NEGATIVE = (
     *("first_seed", "pretrain.max_steps", "encoder.dropout", "finetune.dropout", "finetune.weight_decay"),
     *("finetune.patience", "meta.folds", "meta.held_out", "meta.warmup_epochs", "meta.unroll", "meta.terms"),
     *("meta.hyper_batch_size", "meta.damping", "meta.clip", "meta.limit", "data.test_graphs_seen"),
+    *("pretrain.draw", "pretrain.cotrain", "meta.anchor"),
 )
-_BELOW_ONE = ("encoder.dropout", "finetune.dropout", "meta.beta2", "data.test_graphs_seen")
+_BELOW_ONE = ("encoder.dropout", "finetune.dropout", "meta.anchor", "meta.beta2", "data.test_graphs_seen")
 
 
 def check(config: Experiment) -> None:
@@ -303,6 +321,10 @@ def check(config: Experiment) -> None:
         how = of_arm(meta, arm)
         unrolled = arm not in VARIANTS or how.head == "unroll" or not how.encoder
         need(unrolled, "meta.head", how.head, f"unroll for {arm}, whose encoder is unrolled with the head")
+        if arm in VARIANTS and cotrains(config, arm):
+            # What θ is trained on must not be what φ is validated on.
+            need(how.head == "unroll", "meta.head", how.head, "unroll where pretrain.cotrain is above 0")
+            need(not how.resplit, "meta.resplit", how.resplit, "false where pretrain.cotrain is above 0")
     need(not meta.resplit or meta.unroll > 0, "meta.unroll", meta.unroll, "at least 1 with meta.resplit")
     need(config.meta.folds != 1, "meta.folds", 1, "2 or more, or 0: no task is held out")
 
@@ -310,6 +332,11 @@ def check(config: Experiment) -> None:
 def _all_different(key: str, names: list[str]) -> None:
     for name in names:
         need(names.count(name) == 1, key, f"{name} twice", "each once")
+
+
+def cotrains(config: Experiment, arm: str) -> bool:
+    """Whether an arm trains the fine-tuning tasks along; rules that weigh tasks have a way of their own, or none."""
+    return config.pretrain.cotrain > 0 and arm not in (*RULES, "none", "ceiling")
 
 
 def of_arm(meta: Meta, arm: str) -> Meta:

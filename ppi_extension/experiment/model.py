@@ -11,7 +11,7 @@ from torch import Tensor
 from ecgmeta.runtime.seeds import seeded, torch_generator
 from ppi_extension.data.store import EgoStore
 from ppi_extension.experiment.cohort import Cohort, useful_tasks
-from ppi_extension.experiment.config import FROM_META, RULES, Experiment, Meta
+from ppi_extension.experiment.config import FROM_META, RULES, VARIANTS, Experiment, Meta, cotrains
 from ppi_extension.experiment.similarity import similarity
 from ppi_extension.gnn import EgoGNN, TaskHead
 from ppi_extension.problem import TaskProblem
@@ -45,18 +45,28 @@ def build(config: Experiment, cohort: Cohort, arm: str, seed: int, learned: Task
     store = cohort.store
     terms = store.finetune_terms if arm == "ceiling" else store.pretrain_terms
     encoder = build_encoder(config, store, seed, again)
+    along = len(cohort.seen) if cotrains(config, arm) else 0
     with seeded(seed, "pre-training head", again):
-        head = TaskHead(encoder.num_features, len(terms))
+        head = TaskHead(encoder.num_features, len(terms) + along)
     with seeded(seed, "fine-tuning head", again):
         finetune_head = TaskHead(encoder.num_features, len(cohort.seen))
     weights = TaskWeights(len(terms), cast(Any, config.meta.transform), terms)
-    start = _start(arm, cohort, config.meta, seed, learned)
+    start = _start(arm, cohort, config, seed, learned)
     if start is not None:
         with torch.no_grad():
             weights.z.copy_(start)
     rule = _rule(arm, len(terms), seed, config.meta) if arm in RULES else None
     mode = "eval" if rule is None else rule.finetune_mode
-    problem = TaskProblem(encoder, head, finetune_head, weights, finetune_mode=mode, seed=seed)
+    problem = TaskProblem(
+        encoder,
+        head,
+        finetune_head,
+        weights,
+        along=along,
+        along_weight=config.pretrain.cotrain,
+        finetune_mode=mode,
+        seed=seed,
+    )
     return Model(encoder, weights, problem, rule)
 
 
@@ -83,14 +93,17 @@ def _known(store: EgoStore, meta: Meta) -> Tensor:
     return (2 * torch.tensor(useful_tasks(store)).float() - 1) * (meta.limit or 4.0)
 
 
-def _start(arm: str, cohort: Cohort, meta: Meta, seed: int, learned: TaskWeights | None) -> Tensor | None:
+def _start(
+    arm: str, cohort: Cohort, config: Experiment, seed: int, learned: TaskWeights | None
+) -> Tensor | None:
     """Where z starts; None: at 0, where all weights are 1."""
     if arm == "oracle":
-        return _known(cohort.store, meta)
-    if arm == "similarity":
+        return _known(cohort.store, config.meta)
+    if arm == "similarity" or (arm in VARIANTS and config.meta.start == "similarity"):
         return similarity(cohort)
     tasks = len(cohort.store.pretrain_terms)
-    generator = torch_generator(seed, "weights", arm)
+    draw = [config.pretrain.draw] if config.pretrain.draw else []
+    generator = torch_generator(seed, "weights", arm, *draw)
     if arm == "random_weights":  # uniform between 0 and 2, where they are 2·sigmoid(z)
         return torch.rand(tasks, generator=generator).clamp(0.01, 0.99).logit()
     if learned is None:

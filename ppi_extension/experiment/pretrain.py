@@ -40,7 +40,7 @@ from ecgmeta.runtime.training import Trainer
 from ppi_extension.data.store import Which
 from ppi_extension.experiment.batches import EgoBatches
 from ppi_extension.experiment.cohort import Cohort, useful_tasks
-from ppi_extension.experiment.config import RULES, VARIANTS, Experiment, Meta, of_arm
+from ppi_extension.experiment.config import VARIANTS, Experiment, Meta, cotrains, of_arm
 from ppi_extension.experiment.model import Model, build
 from ppi_extension.experiment.run import Run
 from ppi_extension.task_weights import TaskWeights
@@ -86,6 +86,7 @@ class Training:
     lengths: dict[int, Path]
     guard: TaskGuard
     pace: Pace
+    anchor: Tensor
     trajectory: list[tuple[int, Tensor]] = field(default_factory=list)
     bounded: int = 0
     keys = KEYS
@@ -148,9 +149,12 @@ class Training:
 
     @torch.no_grad()
     def _bound(self) -> None:
-        """Keep |z| within its limit: beyond it a weight's derivative vanishes, and the task would not come back."""
+        """Draw z to its anchor, and keep |z| within its limit: beyond it a weight's derivative vanishes, and the task would not
+        come back."""
+        z = self.model.task_weights.z
+        if self.meta.anchor:
+            z.lerp_(self.anchor, self.meta.anchor)
         if limit := self.meta.limit:
-            z = self.model.task_weights.z
             self.bounded = int((z.abs() >= limit).sum())
             z.clamp_(-limit, limit)
 
@@ -250,7 +254,8 @@ def prepare(run: Run, cohort: Cohort, learned: TaskWeights | None) -> Training:
     model.problem.pretrain.to(device)
     model.problem.finetune.to(device)
     tasks: Which = "finetune" if arm == "ceiling" else "pretrain"
-    batches = EgoBatches(cohort, config, meta, seed, tasks=tasks, split=arm not in RULES, device=device)
+    how = {"split": arm in VARIANTS, "along": cotrains(config, arm)}
+    batches = EgoBatches(cohort, config, meta, seed, tasks=tasks, device=device, **how)
     schedule = _schedule(config, meta, batches, arm)
     problem = model.problem
     state = MetaState(
@@ -263,7 +268,8 @@ def prepare(run: Run, cohort: Cohort, learned: TaskWeights | None) -> Training:
     pace = Pace(schedule, config.pretrain.checkpoint_every, 3.0)
     lengths = {max(1, round(share * schedule.steps)): Path() for share in config.pretrain.lengths}
     lengths = {steps: run.encoder(steps) for steps in lengths}
-    return Training(run, meta, model, batches, state, schedule, lengths, TaskGuard(meta, state), pace)
+    start = model.task_weights.z.detach().clone()
+    return Training(run, meta, model, batches, state, schedule, lengths, TaskGuard(meta, state), pace, start)
 
 
 def check_phi(cohort: Cohort, config: Experiment) -> None:

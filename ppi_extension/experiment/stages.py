@@ -21,7 +21,7 @@ from ecgmeta.runtime.progress import Report as Progress
 from ecgmeta.runtime.progress import console, progress_bar, say
 from ecgmeta.runtime.signals import Stopped, StopRequest, stop_at_once, stop_between_steps
 from ecgmeta.runtime.spawned import spawned
-from ppi_extension.experiment.config import FROM_META, STAGES, Experiment
+from ppi_extension.experiment.config import FROM_META, SEARCH, STAGES, Experiment
 from ppi_extension.experiment.run import Study
 
 if TYPE_CHECKING:
@@ -263,13 +263,16 @@ def train_one(study: Study, task: Task, stages: Sequence[str], progress: Progres
     from ppi_extension.experiment.cohort import divide
     from ppi_extension.experiment.finetune import finetune
     from ppi_extension.experiment.pretrain import pretrain
+    from ppi_extension.experiment.search import search
     from ppi_extension.task_weights import TaskWeights
 
     arm, seed = task
     config = study.later
     cohort = divide(open_store(study.store), config, seed)
     run = study.run(arm, seed, create=True)
-    if "pretrain" in stages:
+    if "pretrain" in stages and arm == SEARCH:
+        search(run, cohort, progress, stop)
+    elif "pretrain" in stages:
         learned = TaskWeights.from_pretrained(study.learned(seed)) if arm in FROM_META else None
         pretrain(run, cohort, learned, progress, stop)
     if "finetune" in stages:

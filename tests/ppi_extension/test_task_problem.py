@@ -105,6 +105,27 @@ def test_it_is_what_the_engine_looks_for() -> None:
     assert len(problem.psi) == 2
 
 
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_tasks_trained_along_add_the_mean_of_their_losses_and_phi_moves_the_others_alone(
+    transform: Any,
+) -> None:
+    problem = make(transform)
+    whole, head = problem.pretrain, TaskHead(10, TASKS + FINETUNE).double()
+    parts = whole.encoder, head, problem.finetune.head, whole.task_weights
+    along = TaskProblem(*parts, along=FINETUNE, along_weight=0.7)  # type: ignore[arg-type]
+    data, u = ego_batch(2, pretrain=TASKS + FINETUNE), direction(along.theta)
+    losses = along.task_losses(along.theta, data)
+    found = along.pretrain_loss(along.theta, along.phi, data)
+    own = (whole.task_weights() * losses[:TASKS]).mean()
+    torch.testing.assert_close(found, own + 0.7 * losses[TASKS:].mean(), rtol=1e-12, atol=0)
+    point = DoubleBackward(lambda t, p: along.pretrain_loss(t, p, data), along.theta, along.phi)
+    close(along.mixed_product(along.theta, along.phi, data, u), point.mixed(u))
+    mixed, loss, slope = along.mixed_product_and_gradient(along.theta, along.phi, data, u)
+    close(mixed, point.mixed(u))
+    torch.testing.assert_close(loss, found.detach())
+    close(slope, point.gradient)
+
+
 @pytest.mark.parametrize("statistics", ["update", "batch", "frozen"])
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_the_mixed_product_is_the_generic_one(transform: Any, statistics: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ecgmeta.runtime.errors import InputError
-from ppi_extension.experiment.config import ARMS, FROM_META, RULES, VARIANTS, of_arm, read
+from ppi_extension.experiment.config import ARMS, FROM_META, RULES, SEARCH, VARIANTS, cotrains, of_arm, read
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMITTED = sorted((ROOT / "configs" / "ppi").glob("*.yaml"))
@@ -94,6 +94,10 @@ def test_folds_of_real_tissues_are_those_of_full_access_but_for_the_tasks_held_o
         ("meta.beta2=1", "below 1"),
         ("finetune.protocols=[]", "one or more"),
         ("meta.lr=0", "above 0"),
+        ("meta.start=similar", "one of"),
+        ("meta.anchor=1", "below 1"),
+        ("pretrain.cotrain=-1", "0 or more"),
+        ("search.trials=0", "above 0"),
         ("meta.clip=-1", "0 or more"),
         ("pretrain.batch_size=1", "at least 2"),
     ],
@@ -110,9 +114,22 @@ def test_the_closed_form_head_cannot_unroll_an_encoder(asked: str) -> None:
         read(None, ["meta.head=ridge", asked])
 
 
+@pytest.mark.parametrize(("asked", "key"), [("meta.head=ridge", "head"), ("meta.resplit=true", "resplit")])
+def test_phi_is_not_validated_on_what_is_trained_along(asked: str, key: str) -> None:
+    with pytest.raises(InputError, match=rf"meta\.{key}: .* where pretrain\.cotrain is above 0"):
+        read(None, ["pretrain.cotrain=1", asked])
+    read(None, ["pretrain.cotrain=1", asked, "arms=[supervised,cotrain]"])
+
+
+def test_arms_with_weights_of_their_own_may_train_fine_tuning_tasks_along() -> None:
+    config = read(None, ["pretrain.cotrain=0.5"])
+    assert {arm for arm in ARMS if not cotrains(config, arm)} == {*RULES, "none", "ceiling"}
+    assert not any(cotrains(read(None, []), arm) for arm in ARMS)
+
+
 def test_every_arm_is_of_one_kind() -> None:
     plain = {"none", "supervised", "random_weights", "similarity", "ceiling", "oracle"}
-    kinds = [set(RULES), set(FROM_META), set(VARIANTS), plain]
+    kinds = [set(RULES), set(FROM_META), set(VARIANTS), {SEARCH}, plain]
     assert set.union(*kinds) == set(ARMS)
     assert sum(map(len, kinds)) == len(ARMS)
 

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from ppi_run_helpers import TINY
 
 from ecgmeta.runtime.errors import InputError
+from ecgmeta.runtime.seeds import numpy_generator
 from ppi_extension.data.store import EgoStore, Which
 from ppi_extension.experiment.cohort import divide
 from ppi_extension.experiment.config import read
 from ppi_extension.experiment.pretrain import Training, check_phi, prepare
 from ppi_extension.experiment.run import Run
+from ppi_extension.experiment.similarity import similarity
 from ppi_extension.task_weights import TaskWeights
 
 
@@ -113,6 +115,76 @@ def test_random_weights_cover_the_range_of_the_learned(store: EgoStore, tmp_path
     weights = _training(store, tmp_path, "random_weights").model.weights()
     assert 0 < float(weights.min()) < 0.2
     assert 1.8 < float(weights.max()) < 2
+
+
+def test_other_draws_are_other_weights(store: EgoStore, tmp_path: Path) -> None:
+    draws = [
+        _training(store, tmp_path, "random_weights", f"pretrain.draw={number}").model.weights()
+        for number in (0, 1, 2)
+    ]
+    assert draws[0].equal(_training(store, tmp_path, "random_weights").model.weights())
+    assert not draws[0].equal(draws[1])
+    assert not draws[1].equal(draws[2])
+
+
+def test_learned_weights_may_start_from_the_static_rule_and_are_drawn_back_to_it(
+    store: EgoStore, tmp_path: Path
+) -> None:
+    rule = similarity(divide(store, read(None, TINY), 0))
+    gone = {}
+    for anchor in (0.0, 0.5):
+        settings = (
+            "meta.start=similarity",
+            f"meta.anchor={anchor}",
+            "meta.limit=0",
+            "meta.optimizer=sgd",
+            "meta.scaling=none",
+        )
+        training = _training(store, tmp_path, "meta", *settings, "meta.lr=30")
+        z = training.model.task_weights.z
+        before = z.detach().clone()
+        assert before.equal(rule)
+        for report in training.steps():
+            if report.hyper is not None:
+                expected = torch.lerp(before - 30 * report.hyper.phi["task_weights.z"], rule, anchor)
+                torch.testing.assert_close(z.detach(), expected)
+                before = z.detach().clone()
+        gone[anchor] = float((before - rule).norm())
+    assert 0 < gone[0.5] < gone[0.0]
+    assert not torch.count_nonzero(_training(store, tmp_path, "meta").model.task_weights.z)
+
+
+def test_fine_tuning_tasks_are_trained_along_on_the_genes_that_phi_is_not_validated_on(
+    store: EgoStore, tmp_path: Path
+) -> None:
+    config = read(None, [*TINY, "pretrain.cotrain=0.5", "data.finetune_share=0.5"])
+    cohort, tasks = divide(store, config, 0), len(store.pretrain_terms)
+    allowed = {"meta": cohort.metaft_train, "supervised": cohort.metaft}
+    assert set(cohort.metaft_train) < set(cohort.metaft) < set(cohort.pretrain)
+    for arm, rows in allowed.items():
+        overrides = ("pretrain.cotrain=0.5", "data.finetune_share=0.5")
+        batches = _training(store, tmp_path, arm, *overrides).batches
+        batches.batch_size = len(cohort.pretrain)
+        batches.steps_per_epoch = 1
+        order = numpy_generator(0, "epoch", 0).permutation(cohort.pretrain)
+        labels = batches.pretrain(0).pretrain_labels
+        assert np.array_equal(labels[:, :tasks], store.labels("pretrain", order))
+        known = np.isin(order, rows)
+        assert np.array_equal(labels[known, tasks:], store.labels("finetune", order[known]))
+        assert bool((labels[~known, tasks:] == -1).all())
+        assert labels.shape[1] == batches.hyper(1, 0).pretrain_labels.shape[1]
+
+
+def test_under_partial_access_only_tasks_that_pre_training_sees_are_trained_along(
+    store: EgoStore, tmp_path: Path
+) -> None:
+    training = _training(store, tmp_path, "meta", "pretrain.cotrain=1", "meta.folds=4")
+    seen = divide(store, training.run.config, 0).seen
+    assert len(seen) == 6
+    labels = training.batches.pretrain(0).pretrain_labels
+    assert labels.shape[1] == len(store.pretrain_terms) + 6
+    assert all(report.pretrain_loss > 0 for report in training.steps())
+    assert len(training.model.weights()) == len(store.pretrain_terms)
 
 
 def test_equal_seeds_start_from_equal_encoders_and_other_seeds_do_not(

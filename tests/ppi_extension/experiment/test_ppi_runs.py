@@ -18,9 +18,9 @@ from ppi_extension.data.builder import BuildSettings, build
 from ppi_extension.data.species import SourceData
 from ppi_extension.data.store import EgoStore
 from ppi_extension.data.synthetic import PlantedSettings, planted
-from ppi_extension.experiment.config import ARMS, FROM_META, RULES, VARIANTS
+from ppi_extension.experiment.config import ARMS, FROM_META, RULES, SEARCH, VARIANTS
 from ppi_extension.experiment.evaluate import separation
-from ppi_extension.experiment.run import Study
+from ppi_extension.experiment.run import Run, Study
 from ppi_extension.experiment.scores import mean_of_tasks, over_seeds, task_auroc
 
 EVERY = f"arms=[{','.join(ARMS)}]"
@@ -82,6 +82,7 @@ def test_what_arms_share_and_in_what_they_differ(every: Path) -> None:
     assert permuted.sort().values.equal(learned.sort().values)
     assert float(weights(runs["supervised"].weights)["z"].abs().max()) == 0
     assert float(weights(runs["random_weights"].weights)["z"].std()) > 0.5
+    assert not weights(runs[SEARCH].weights)["z"].equal(weights(runs["random_weights"].weights)["z"])
     assert float(weights(runs["similarity"].weights)["z"].std()) == pytest.approx(1, abs=1e-5)
     kinds = EgoStore.open(study.store).info["notes"]["kinds"]
     known = weights(runs["oracle"].weights)["z"].tolist()
@@ -91,6 +92,28 @@ def test_what_arms_share_and_in_what_they_differ(every: Path) -> None:
     assert first["retrained"] != first["meta"]  # another initialisation
     for arm in RULES:
         assert not same_tensors(*(list(encoders(runs[a].folder).values())[-1] for a in (arm, "supervised")))
+
+
+@pytest.mark.slow
+def test_a_random_search_keeps_the_trial_that_is_best_on_validation_genes(every: Path) -> None:
+    for seed in (0, 1):
+        run = Study.open(every).run(SEARCH, seed)
+        trials = [Run.open(run.folder / "trials" / str(number)) for number in (1, 2, 3)]
+        assert [max(trial.lengths()) for trial in trials] == [3, 3, 3]  # a third of 8 steps each
+        drawn = [weights(trial.weights)["z"] for trial in trials]
+        assert not any(drawn[a].equal(drawn[b]) for a in range(3) for b in range(a))
+        found = []
+        for trial in trials:
+            scores = [json.loads(file.read_text()) for file in trial.folder.glob("finetune/linear-*.json")]
+            assert len(scores) == 2
+            found.append(max(np.mean(score["validation"]) for score in scores))
+        assert run.info["search"]["scores"] == pytest.approx(found)
+        best = int(np.argmax(found))
+        assert run.info["search"]["best"] == best + 1
+        assert encoders(run.folder).keys() == encoders(trials[best].folder).keys()
+        for name, encoder in encoders(run.folder).items():
+            assert same_tensors(encoder, encoders(trials[best].folder)[name])
+        assert weights(run.weights)["z"].equal(drawn[best])
 
 
 @pytest.mark.slow
