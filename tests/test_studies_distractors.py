@@ -7,11 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from examples.studies import ppi_real
 from examples.studies.ppi_distractors import WITHOUT_PHI, Settings, tasks
 from examples.studies.ppi_real_report import CHOSEN, Found
 from examples.studies.study import Result, Task, load, read_results, results_file
+from ppi_extension.data.synthetic import PlantedSettings, build_planted
+from ppi_extension.experiment.config import read
+from ppi_extension.experiment.run import Study
+from ppi_extension.task_weights import TaskWeights
+from tests.ppi_extension.experiment.ppi_run_helpers import TINY
 
 
 @pytest.mark.parametrize(("name", "cells"), [("ppi_real", 190), ("ppi_distractors", 110), ("ppi_ohmnet", 17)])
@@ -49,6 +55,31 @@ def test_the_best_static_weights_are_those_of_the_validation_genes() -> None:
     assert found.get(CHOSEN) == {0: 40.0}
     assert found.gain(CHOSEN).value == -10.0
     assert Found(load("ppi_ohmnet").plan, results[:1], ppi_real.FULL).get(CHOSEN) == {}
+
+
+def test_an_ensemble_is_the_mean_of_runs_on_the_same_genes_from_other_initialisations(tmp_path: Path) -> None:
+    store = build_planted(tmp_path / "store", PlantedSettings(species=1, genes=80), processes=1)
+    overrides = [*TINY, f"data.store={store.folder}", "arms=[meta,retrained]", "pretrain.max_steps=4"]
+    study = Study.create(tmp_path / "study", read(None, overrides))
+    ppi_real._pretrain_from_many(study, "retrained", 3, 3)
+    runs = {
+        int(file.name): study.run("meta", int(file.name)) for file in (study.folder / "runs/meta").iterdir()
+    }
+    learned = {seed: TaskWeights.from_pretrained(run.weights).z.detach() for seed, run in runs.items()}
+    assert len(learned) == 3
+    assert 3 in learned
+    mean = torch.stack(list(learned.values())).mean(0)
+    used = TaskWeights.from_pretrained(study.run("retrained", 3).weights).z.detach()
+    torch.testing.assert_close(used, mean)
+    assert not used.equal(learned[3])
+
+
+def test_seeds_of_an_ensemble_are_in_a_folder_of_their_own() -> None:
+    cells = [task for task in load("ppi_distractors").tasks() if "ensemble" in task.inputs]
+    assert {ppi_real._digest(task) for task in cells}.isdisjoint(
+        ppi_real._digest(task) for task in load("ppi_distractors").tasks() if "ensemble" not in task.inputs
+    )
+    assert len(cells) == 10
 
 
 def test_a_store_that_two_processes_want_is_built_once(

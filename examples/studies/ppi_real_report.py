@@ -66,11 +66,11 @@ class Found:
             return False
         return True if len(enough) == len(passed) else None
 
-    def beside(self) -> Estimate:
-        """What learned weights gain beyond 80 % of the ceiling's gain, seed by seed."""
-        uniform, ceiling, meta = (self.get(arm) for arm in (UNIFORM, "ceiling", "meta"))
-        common = sorted(uniform.keys() & ceiling.keys() & meta.keys())
-        return mean([meta[s] - uniform[s] - SHARE * (ceiling[s] - uniform[s]) for s in common])
+    def beside(self, arm: str) -> Estimate:
+        """What an arm gains beyond 80 % of the ceiling's gain, seed by seed."""
+        uniform, ceiling, learned = (self.get(each) for each in (UNIFORM, "ceiling", arm))
+        common = sorted(uniform.keys() & ceiling.keys() & learned.keys())
+        return mean([learned[s] - uniform[s] - SHARE * (ceiling[s] - uniform[s]) for s in common])
 
 
 def section(plan: Plan, results: Sequence[Result]) -> Section:
@@ -79,16 +79,24 @@ def section(plan: Plan, results: Sequence[Result]) -> Section:
     found, partial = Found(plan, results, FULL), Found(plan, results, HELD_OUT)
     outcomes = {
         "uniform": _uniform(found),
-        "ceiling": _ceiling(found),
-        "meta": _meta(found),
-        "others": _others(found, ("cosine", "cotrain")),
+        "ceiling": _above(found, "ceiling"),
+        "meta": _of_ceiling(found, "meta"),
+        "others": _not_below(found, "meta", ("cosine", "cotrain")),
         "controls": _controls(found, ("permuted", "random_walk", "random_weights")),
         "retrained": _retrained(found),
-        "held-out tasks": _held_out(partial),
-        "paper's settings": _as_good(found, "meta (paper)"),
-        "oracle": _gains(found, "oracle"),
-        "draws": _gains(found, "meta (8 draws)"),
+        "held-out tasks": _above(partial, "meta"),
+        "paper's settings": _not_below(found, "meta", ("meta (paper)",)),
+        "oracle": _above(found, "oracle"),
+        "draws": _above(found, "meta (8 draws)"),
         "separation": _separation(found),
+        "random search": _above(found, "meta", "random search"),
+        "ensemble": _above(found, "meta (ensemble of 4)"),
+        "anchored": _of_ceiling(found, "meta (anchored)"),
+        "anchored, learned": _above(found, "meta (anchored)", "similarity"),
+        "along": _not_below(found, "along (meta)", ("cotrain", "cosine", "random search")),
+        "along, learned": _above(found, "along (meta)", "along (uniform)"),
+        "along, share": _of_ceiling(found, "along (meta)"),
+        "along, anchored": _above(found, "along (meta, anchored)", "along (similarity)"),
     }
     body = "\n\n".join(
         [
@@ -119,28 +127,22 @@ def _uniform(found: Found) -> Outcome:
     return Outcome(f"{shown(value, 1)} %", None if math.isnan(value.value) else value.value >= LEAST)
 
 
-def _ceiling(found: Found) -> Outcome:
-    gain = found.gain("ceiling")
-    return Outcome(f"{change(gain, 2)} points", None if math.isnan(gain.low) else gain.low > 0)
-
-
-def _meta(found: Found) -> Outcome:
-    gain, ceiling, beyond = found.gain("meta"), found.gain("ceiling"), found.beside()
-    text = f"{change(gain, 2)} points{_of_ceiling(gain, ceiling)}; beyond 80 % of the ceiling {change(beyond, 2)}"
-    if math.isnan(ceiling.low) or ceiling.low <= 0:
+def _of_ceiling(found: Found, arm: str) -> Outcome:
+    """Whether an arm gains 80 % of what the ceiling does; no share where the ceiling's own gain is not clear of 0."""
+    gain, ceiling, beyond = found.gain(arm), found.gain("ceiling"), found.beside(arm)
+    if not _done(gain):
+        return Outcome("not run yet")
+    there = ceiling.low > 0
+    share = f", {100 * gain.value / ceiling.value:.0f} % of the ceiling's gain" if there else ""
+    text = f"{change(gain, 2)} points{share}; beyond 80 % of the ceiling {change(beyond, 2)}"
+    if not there:
         return Outcome(f"{text}; no ceiling above uniform is shown, so there is no share to say")
     return Outcome(text, gain.value >= SHARE * ceiling.value)
 
 
-def _of_ceiling(gain: Estimate, ceiling: Estimate) -> str:
-    """The share of the ceiling's gain; nothing where the ceiling's own gain is not clear of 0."""
-    if math.isnan(ceiling.low) or ceiling.low <= 0:
-        return ""
-    return f", {100 * gain.value / ceiling.value:.0f} % of the ceiling's gain"
-
-
-def _others(found: Found, others: Sequence[str]) -> Outcome:
-    gains = {arm: found.gain("meta", arm) for arm in others}
+def _not_below(found: Found, arm: str, others: Sequence[str]) -> Outcome:
+    """Whether an arm is shown to be below none of the others."""
+    gains = {other: found.gain(arm, other) for other in others}
     text = "; ".join(f"against {arm} {change(gain, 2)}" for arm, gain in gains.items() if _done(gain))
     met = found.verdict({arm: not gain.high < 0 for arm, gain in gains.items()})
     return Outcome(text or "not run yet", met)
@@ -161,24 +163,9 @@ def _retrained(found: Found) -> Outcome:
     return Outcome(f"{change(gain, 2)} points", met)
 
 
-def _as_good(found: Found, other: str) -> Outcome:
-    """Whether learned weights are not below those of other settings."""
-    gain = found.gain("meta", other)
-    if not _done(gain):
-        return Outcome("not run yet")
-    return Outcome(f"{change(gain, 2)} points", found.verdict({"meta": not gain.high < 0, other: True}))
-
-
-def _held_out(found: Found) -> Outcome:
-    gain = found.gain("meta")
-    if not _done(gain):
-        return Outcome("not run yet")
-    return Outcome(f"{change(gain, 2)} points", None if math.isnan(gain.low) else gain.low > 0)
-
-
-def _gains(found: Found, arm: str) -> Outcome:
-    """Whether an arm is above uniform weights; of the oracle: whether there is anything to learn."""
-    gain = found.gain(arm)
+def _above(found: Found, arm: str, than: str = UNIFORM) -> Outcome:
+    """Whether an arm is above another."""
+    gain = found.gain(arm, than)
     if not _done(gain):
         return Outcome("not run yet")
     return Outcome(f"{change(gain, 2)} points", None if math.isnan(gain.low) else gain.low > 0)
