@@ -59,7 +59,8 @@ class Settings:
     """Attributes:
     arms, then: full access; those of ``then`` when all seeds of the others are done.
     variants: full access, after these; by the name that the arm has in the tables.
-    held_out: arms that are scored on fine-tuning tasks which pre-training did not see, another fold of them for each seed.
+    held_out: arms and variants that are scored on fine-tuning tasks which pre-training did not see, another fold of them for
+        each seed.
     folds: how many.
     overrides: keys that differ from the config.
     build: the graphs.
@@ -87,15 +88,25 @@ class Plan(study.Plan):
 def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
     """Seed by seed, so that a study cut short has whole comparisons; first the arms that matter most."""
     inputs = {"build": asdict(settings.build), "config": inputs_of_config(), "overrides": settings.overrides}
+    folds = [f"meta.folds={settings.folds}"]
     for arms, setting in ((settings.arms, FULL), (settings.then, FULL), (settings.held_out, HELD_OUT)):
-        folds = [f"meta.folds={settings.folds}"] if setting == HELD_OUT else []
         for seed in seeds:
             for arm in arms:
-                yield Task(arm, setting, seed, inputs | {"overrides": settings.overrides + folds})
+                own = _of_variant(settings.variants.get(arm))
+                keys = settings.overrides + (folds if setting == HELD_OUT else []) + own.pop("overrides", [])
+                yield Task(arm, setting, seed, inputs | {"overrides": keys} | own)
     for name, variant in settings.variants.items():
-        how = {"ensemble": variant.ensemble} if variant.ensemble else {}
-        said = inputs | {"overrides": settings.overrides + variant.overrides, "runs": variant.arm} | how
-        yield from (Task(name, FULL, seed, said) for seed in seeds)
+        own = _of_variant(variant)
+        own["overrides"] = settings.overrides + own["overrides"]
+        yield from (Task(name, FULL, seed, inputs | own) for seed in seeds)
+
+
+def _of_variant(variant: Variant | None) -> dict[str, Any]:
+    """What the inputs of an arm's cells say of its being a variant."""
+    if variant is None:
+        return {}
+    how = {"ensemble": variant.ensemble} if variant.ensemble else {}
+    return {"overrides": variant.overrides, "runs": variant.arm} | how
 
 
 YOUNGER: Mapping[str, Mapping[str, Any]] = {

@@ -94,6 +94,7 @@ def section(plan: Plan, results: Sequence[Result]) -> Section:
         "anchored": _of_ceiling(found, "meta (anchored)"),
         "anchored, learned": _above(found, "meta (anchored)", "similarity"),
         "along": _not_below(found, "along (meta)", ("cotrain", "cosine", "random search")),
+        "along, held out": _not_below(partial, "along (meta)", ("cotrain", "random search")),
         "along, learned": _above(found, "along (meta)", "along (uniform)"),
         "along, share": _of_ceiling(found, "along (meta)"),
         "along, anchored": _above(found, "along (meta, anchored)", "along (similarity)"),
