@@ -122,10 +122,10 @@ class TaskProblem(FeatureModuleProblem):
         pretrain_head: (B, F) to (B, T), or to (B, T + along).
         finetune_head: (B, F) to (B, T_FT).
         task_weights: φ, T of them.
-        along: tasks trained along, whose labels stand behind the others' and whose weight does not move. With the fine-tuning
-            tasks this is CoTrain under task weights; then T is T + along below. Of examples that φ is validated on they must
-            be unlabelled.
-        along_weight: of the mean of their losses, beside the weighted mean of the T others.
+        along: A, tasks trained along, whose labels stand behind the others' and whose weight does not move: such as the
+            fine-tuning tasks, which must be unlabelled where φ is validated. Losses, slopes and :meth:`weights` then have
+            T + A entries; rules of :mod:`ppi_extension.weighting` take no such problem.
+        along_weight: of the mean of their A losses, beside the weighted mean of the T others.
         seed, statistics, finetune_mode: as in :class:`~ecgmeta.bilevel.problem.ModuleProblem`.
 
     Nothing it builds is of size tasks × parameters.
@@ -165,7 +165,7 @@ class TaskProblem(FeatureModuleProblem):
         return self._call(self._pretrainer(), theta, "task_losses", batch)
 
     def weights(self, phi: Tree) -> Tensor:
-        """(T,): w(φ)."""
+        """(T,): w(φ); with tasks trained along (T + A,), so scaled that the mean over all is the loss."""
         return self._call(self.pretrain, phi, "weights")
 
     def pretrain_loss(self, theta: Tree, phi: Tree, batch: Any) -> Tensor:

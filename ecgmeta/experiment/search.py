@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -17,6 +16,7 @@ from ecgmeta.experiment.cohort import Cohort
 from ecgmeta.experiment.config import Experiment, Search
 from ecgmeta.experiment.pretrain import metaft, note_data, pretrain
 from ecgmeta.experiment.run import Run
+from ecgmeta.runtime.files import copy_folder
 from ecgmeta.runtime.progress import Report as Progress
 from ecgmeta.runtime.progress import say
 from ecgmeta.runtime.ranks import Ranks
@@ -121,8 +121,4 @@ def _keep(best: Run, run: Run) -> None:
         (best.augmenter, run.augmenter),
         (best.encoder, run.encoder),
     ):
-        aside = Path(f"{target}.part")
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(source, aside)
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
+        copy_folder(source, target)

@@ -59,6 +59,15 @@ def _write_aside(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise
 
 
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder through one beside ``target``, which it then takes the place of: a kill leaves no half of one."""
+    aside = Path(f"{target}{PART}")
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(source, aside)
+    shutil.rmtree(target, ignore_errors=True)
+    aside.rename(target)
+
+
 def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 

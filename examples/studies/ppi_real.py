@@ -45,8 +45,8 @@ class Variant:
     Attributes:
         arm: which.
         overrides: keys that differ from the study's.
-        ensemble: of so many runs of `meta`, from other initialisations and orders of batches, the mean z is what the arm takes
-            for learned weights.
+        ensemble: of so many runs of `meta`, from other initialisations and orders of batches, the mean z is what an arm that
+            takes learned weights is given.
     """
 
     arm: str = "meta"
@@ -146,10 +146,7 @@ def run(task: Task) -> Mapping[str, float]:
     store = open_store(experiment.store)
     if ensemble := task.inputs.get("ensemble"):
         _pretrain_from_many(experiment, runs, task.seed, ensemble)
-        arms: tuple[str, ...] = (runs,)
-    else:
-        arms = ("meta", runs) if runs in FROM_META else (runs,)
-    for arm in arms:
+    for arm in ("meta", runs) if runs in FROM_META else (runs,):
         train_one(experiment, (arm, task.seed), ("pretrain", "finetune"), _silent, StopRequest())
     done = experiment.run(runs, task.seed)
     scored = list(divide(store, experiment.later, task.seed).scored)
@@ -175,12 +172,15 @@ def _pretrain_from_many(experiment: Study, arm: str, seed: int, count: int) -> N
     """Pre-train an arm that takes learned weights, under the mean z of several runs of `meta` on the same genes."""
     import torch
 
+    from ecgmeta.runtime.config import need
     from ecgmeta.runtime.seeds import derive
     from ppi_extension.experiment.cohort import divide
+    from ppi_extension.experiment.config import FROM_META
     from ppi_extension.experiment.pretrain import pretrain
     from ppi_extension.experiment.stages import open_store
     from ppi_extension.task_weights import TaskWeights
 
+    need(arm in FROM_META, "variants", arm, f"one of {FROM_META} for an ensemble")
     cohort, learned = divide(open_store(experiment.store), experiment.later, seed), []
     for number in range(count):
         own = derive(seed, "ensemble", number) % 2**31 if number else seed

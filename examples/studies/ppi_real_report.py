@@ -96,6 +96,7 @@ def section(plan: Plan, results: Sequence[Result]) -> Section:
         "along": _not_below(found, "along (meta)", ("cotrain", "cosine", "random search")),
         "along, held out": _not_below(partial, "along (meta)", ("cotrain", "random search")),
         "along, learned": _above(found, "along (meta)", "along (uniform)"),
+        "along, walk": _above(found, "along (meta)", "along (random walk)"),
         "along, share": _of_ceiling(found, "along (meta)"),
         "along, anchored": _above(found, "along (meta, anchored)", "along (similarity)"),
     }
@@ -138,14 +139,14 @@ def _of_ceiling(found: Found, arm: str) -> Outcome:
     text = f"{change(gain, 2)} points{share}; beyond 80 % of the ceiling {change(beyond, 2)}"
     if not there:
         return Outcome(f"{text}; no ceiling above uniform is shown, so there is no share to say")
-    return Outcome(text, gain.value >= SHARE * ceiling.value)
+    return Outcome(text, found.verdict({arm: gain.value >= SHARE * ceiling.value}))
 
 
 def _not_below(found: Found, arm: str, others: Sequence[str]) -> Outcome:
     """Whether an arm is shown to be below none of the others."""
     gains = {other: found.gain(arm, other) for other in others}
-    text = "; ".join(f"against {arm} {change(gain, 2)}" for arm, gain in gains.items() if _done(gain))
-    met = found.verdict({arm: not gain.high < 0 for arm, gain in gains.items()})
+    text = "; ".join(f"against {other} {change(gain, 2)}" for other, gain in gains.items() if _done(gain))
+    met = found.verdict({other: not gain.high < 0 for other, gain in gains.items()} | {arm: True})
     return Outcome(text or "not run yet", met)
 
 
@@ -169,7 +170,7 @@ def _above(found: Found, arm: str, than: str = UNIFORM) -> Outcome:
     gain = found.gain(arm, than)
     if not _done(gain):
         return Outcome("not run yet")
-    return Outcome(f"{change(gain, 2)} points", None if math.isnan(gain.low) else gain.low > 0)
+    return Outcome(f"{change(gain, 2)} points", found.verdict({arm: gain.low > 0, than: True}))
 
 
 def _separation(found: Found) -> Outcome:

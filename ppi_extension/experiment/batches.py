@@ -97,6 +97,7 @@ class EgoBatches:
             known = torch.from_numpy(np.isin(rows, self._training))[:, None]
             theirs = data.finetune_labels[:, self._seen].where(known, -1)
             data.pretrain_labels = torch.cat([data.pretrain_labels, theirs], 1)
+            del data.finetune_labels  # those of held-out tasks and genes have no place in pre-training
         return data.to(self._device)
 
     def _finetuning(self, rows: Rows) -> EgoData:

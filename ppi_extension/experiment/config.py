@@ -13,7 +13,7 @@ ARMS = {
     "none": "no pre-training: an encoder as it is initialised",
     "supervised": "every task weighs the same (graph-supervised)",
     "random_weights": "weights drawn once, at random",
-    "random_search": "the best on validation genes of several runs with drawn weights, as `search` says",
+    "random_search": "the best of several runs with drawn weights, by a linear head scored on validation genes",
     "similarity": "fixed weights by how much a task's labels go with the fine-tuning labels",
     "cotrain": "pre-training tasks and fine-tuning tasks trained together",
     "cotrain_pcgrad": "trained together, each of the two gradients without what opposes the other",
@@ -93,8 +93,10 @@ class Pretrain:
     )  # shares of the steps; validation chooses one an arm
     batch_size: int = 32
     lr: float = 1e-3  # 1e-4 in the paper, which trains a hundred times longer than most can
-    draw: int = 0  # of `random_weights`: its n-th draw
-    cotrain: float = 0.0  # weight of the fine-tuning tasks, trained along under whatever weights an arm has; 0: they are not
+    draw: int = 0  # of `random_weights`: another draw
+    # Weight of the fine-tuning tasks, trained along on the graphs of a pre-training batch whose labels pre-training may see; in
+    # arms that learn weights, those that φ is not validated on. The other rules, `none` and `ceiling` leave it unread. 0: none.
+    cotrain: float = 0.0
     legacy_center_index: bool = (
         False  # the paper's code reads the wrong centre node of all graphs but the first
     )
@@ -156,10 +158,10 @@ class Meta:
 
 @dataclass
 class Search:
-    """The arm `random_search`."""
+    """The arm `random_search`. It reads the fine-tuning labels that pre-training may see, and those of validation genes."""
 
     trials: int = 3  # weights drawn, each for a run of its own
-    compute: float = 1.0  # steps of all trials together, in those of another arm without φ steps
+    compute: float = 1.0  # pre-training steps of all trials together, in those of another arm without φ steps
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -89,15 +89,20 @@ def encode(encoder: EgoGNN, store: EgoStore, rows: Rows) -> Tensor:
         return torch.cat([encoder(store.collate(piece, labels=()).to(device)) for piece in pieces])
 
 
-def linear(encoder: EgoGNN, cohort: Cohort, how: Finetune, seed: int) -> Fit:
-    """A head on the features of a frozen encoder."""
+def linear(
+    encoder: EgoGNN, cohort: Cohort, how: Finetune, seed: int, tasks: Sequence[int] | None = None
+) -> Fit:
+    """A head on the features of a frozen encoder; for all fine-tuning tasks, or for some, by position."""
     parts = (cohort.train, cohort.validation, cohort.test)
     train, validation, test = (encode(encoder, cohort.store, rows).clone() for rows in parts)
     if how.standardise:
         mean, sd = train.mean(0), train.std(0)
         sd = torch.where(sd > 1e-6 * sd.max(), sd, torch.ones_like(sd))
         train, validation, test = ((x - mean) / sd for x in (train, validation, test))
-    known, of_validation, of_test = (labels_of(cohort.store, rows).to(train.device) for rows in parts)
+    columns = list(range(len(cohort.store.finetune_terms)) if tasks is None else tasks)
+    known, of_validation, of_test = (
+        labels_of(cohort.store, rows)[:, columns].to(train.device) for rows in parts
+    )
     head = _head(encoder, known.shape[1], seed).to(train.device)
 
     def loss(chosen: NDArray[np.int64]) -> Tensor:

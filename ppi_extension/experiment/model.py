@@ -103,10 +103,11 @@ def _start(
         return similarity(cohort)
     tasks = len(cohort.store.pretrain_terms)
     draw = [config.pretrain.draw] if config.pretrain.draw else []
-    generator = torch_generator(seed, "weights", arm, *draw)
-    if arm == "random_weights":  # uniform between 0 and 2, where they are 2·sigmoid(z)
-        return torch.rand(tasks, generator=generator).clamp(0.01, 0.99).logit()
+    if arm == "random_weights":  # uniform between 0 and 2, whatever they are made from
+        halves = torch.rand(tasks, generator=torch_generator(seed, "weights", arm, *draw)).clamp(0.01, 0.99)
+        return halves.logit() if config.meta.transform == "sigmoid" else (2 * halves).log()
     if learned is None:
         return None
+    generator = torch_generator(seed, "weights", arm)
     z = learned.z.detach()
     return z[torch.randperm(tasks, generator=generator)] if arm == "permuted" else z

@@ -105,7 +105,7 @@ class Training:
         if not self.trajectory:
             self._note_weights()
         for report in self._engine() if self.model.rule is None else self._ruled(self.model.rule):
-            if report.hyper is not None:
+            if report.hyper is not None and report.skipped is None:
                 self._bound()
             if self.state.step % every == 0 or self.state.step == self.schedule.steps:
                 self._note_weights()
@@ -233,7 +233,7 @@ def pretrain(
     trainer.resume(run.config.accelerator)
     log = MetricLog(run.metrics, training.state.step)
     try:
-        log.sinks = open_sinks(run.config.log, run, f"{run.arm}-s{run.seed}", log)
+        log.sinks = open_sinks(run.config.log, run, run.label, log)
         trainer.train(log, progress, stop)
     finally:
         log.close()

@@ -17,13 +17,17 @@ from ecgmeta.runtime.page.charts import interval as shown
 from ecgmeta.runtime.page.shell import as_curve, as_histogram, as_picture, fill, write_page
 from ppi_extension.data.store import EgoStore
 from ppi_extension.experiment.cohort import divide
-from ppi_extension.experiment.config import ARMS
+from ppi_extension.experiment.config import ARMS, SEARCH, cotrains
 from ppi_extension.experiment.finetune import score_settings
 from ppi_extension.experiment.learned import Learned, Task, gather
 from ppi_extension.experiment.run import Run, Study
 from ppi_extension.experiment.tables import explanation, ordered
 
 LISTED = 12  # tasks raised, and lowered, that the page lists
+START = {
+    "uniform": "All weights start at 1.",
+    "similarity": "Weights start from those of the static rule `similarity`.",
+}
 NAME = 60  # characters of a name that stand before its identifier
 ARMS_BESIDE = 5  # arms in a table of tasks: what A4 holds
 PROTOCOL = {"linear": "a head on the frozen encoder", "full": "encoder and head together"}
@@ -48,7 +52,7 @@ def content(study: Study, store: EgoStore) -> dict[str, Any]:
         "warnings": _stale(results, score_settings(study.later, cohort))
         + _warnings(study, runs, logs, results),
         "results": None if results is None else _results(results, store),
-        "learned": [_learned(one) for one in learned],
+        "learned": [_learned(one, START[study.later.meta.start]) for one in learned],
         "curves": [as_curve(curve) for curve in _curves(logs)],
         "cost": _cost(logs),
         "arms": [(arm, ARMS[arm]) for arm in study.later.arms],
@@ -113,6 +117,9 @@ def _warnings(
         said = [run.info["signal"] for run in runs if run.arm == arm and run.info["signal"]]
         if lost := sum(not signal.startswith("drifts") for signal in said):
             lines.append(f"{arm}: in {lost} of {len(said)} runs {NO_FURTHER}.")
+    if study.later.pretrain.cotrain:
+        along = [arm for arm in study.later.arms if cotrains(study.later, arm)]
+        lines.append(f"Fine-tuning tasks were trained along (pretrain.cotrain) in {', '.join(along)}.")
     if study.later.pretrain.legacy_center_index:
         lines.append("Pre-training read the centre nodes of the wrong graphs (pretrain.legacy_center_index).")
     return lines
@@ -194,18 +201,14 @@ def _tasks(rows: Sequence[dict[str, Any]], store: EgoStore) -> dict[str, Any]:
     return {"arms": [row["arm"] for row in rows], "rows": lines, "compared": compared}
 
 
-def _learned(one: Learned) -> dict[str, Any]:
+def _learned(one: Learned, start: str) -> dict[str, Any]:
     tasks = sorted(one.tasks, key=lambda task: task.weight)
     n = min(LISTED, len(tasks) // 2)
     edges = np.linspace(0, max(2.0, max(task.weight for task in tasks)), 41).tolist()
     counts = {"tasks": np.histogram([task.weight for task in tasks], edges)[0].tolist()}
     pictures = [
         as_curve(one.curve),
-        as_histogram(
-            Histogram(
-                "Weights at the end", "weight, mean over seeds", edges, counts, "All weights start at 1."
-            )
-        ),
+        as_histogram(Histogram("Weights at the end", "weight, mean over seeds", edges, counts, start)),
     ]
     if one.kinds:
         pictures.append(as_histogram(_by_kind(one, edges)))
@@ -289,5 +292,6 @@ def _cost(logs: Mapping[Run, list[dict[str, Any]]]) -> list[tuple[str, str]]:
     for arm, values in seconds.items():
         value = float(np.median(values))
         times = "" if math.isnan(plain) else f", {value / plain:.2f} times supervised"
+        times += ", in each of its runs" if arm == SEARCH else ""
         out.append((arm, f"{1000 * value:.1f} ms a step{times}"))
     return out

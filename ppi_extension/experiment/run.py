@@ -24,7 +24,8 @@ class Run(RunFolder[Experiment]):
 
     Beside what every run has: ``metrics.jsonl`` · ``last.ckpt``, and until pre-training ends ``previous.ckpt`` ·
     ``encoders/STEPS/`` (one a length) · ``weights/`` and ``trajectory.npz`` (of the tasks) · ``tensorboard/`` and
-    ``wandb/`` (as ``log`` asks for) · ``finetune/PROTOCOL-STEPS.json``.
+    ``wandb/`` (as ``log`` asks for) · ``finetune/PROTOCOL-STEPS.json``. A random search has its runs in ``trials/N/``, with
+    their own logs and checkpoints.
     """
 
     program, free, later_keys = "ppi-extension", _FREE, _FREE
@@ -47,7 +48,14 @@ class Run(RunFolder[Experiment]):
 
     @property
     def name(self) -> str:
-        return f"{self.arm}, seed {self.seed}"
+        draw = self.config.pretrain.draw
+        return f"{self.arm}, seed {self.seed}" + (f", draw {draw}" if draw else "")
+
+    @property
+    def label(self) -> str:
+        """The same without blanks."""
+        draw = self.config.pretrain.draw
+        return f"{self.arm}-s{self.seed}" + (f"-d{draw}" if draw else "")
 
     def encoder(self, steps: int) -> Path:
         """Folder of the encoder after so many steps."""

@@ -123,6 +123,9 @@ def test_other_draws_are_other_weights(store: EgoStore, tmp_path: Path) -> None:
         for number in (0, 1, 2)
     ]
     assert draws[0].equal(_training(store, tmp_path, "random_weights").model.weights())
+    for transform in ("softmax", "exp"):
+        other = _training(store, tmp_path, "random_weights", f"meta.transform={transform}").model.weights()
+        torch.testing.assert_close(other / other.mean(), draws[0] / draws[0].mean())
     assert not draws[0].equal(draws[1])
     assert not draws[1].equal(draws[2])
 
@@ -173,16 +176,26 @@ def test_fine_tuning_tasks_are_trained_along_on_the_genes_that_phi_is_not_valida
         assert np.array_equal(labels[known, tasks:], store.labels("finetune", order[known]))
         assert bool((labels[~known, tasks:] == -1).all())
         assert labels.shape[1] == batches.hyper(1, 0).pretrain_labels.shape[1]
+        if arm == "meta":  # as many as there are, so all of them
+            batches._meta.validation_size = len(cohort.metaft)
+            validated = len(batches.validation(0, 0).finetune_labels)
+            assert validated == len(cohort.metaft_validation)
+            assert not np.isin(store.genes[cohort.metaft_validation], store.genes[order[known]]).any()
 
 
 def test_under_partial_access_only_tasks_that_pre_training_sees_are_trained_along(
     store: EgoStore, tmp_path: Path
 ) -> None:
     training = _training(store, tmp_path, "meta", "pretrain.cotrain=1", "meta.folds=4")
-    seen = divide(store, training.run.config, 0).seen
-    assert len(seen) == 6
-    labels = training.batches.pretrain(0).pretrain_labels
-    assert labels.shape[1] == len(store.pretrain_terms) + 6
+    cohort, tasks = divide(store, training.run.config, 0), len(store.pretrain_terms)
+    assert len(cohort.seen) == 6
+    batch = training.batches.pretrain(0)
+    order = numpy_generator(0, "epoch", 0).permutation(cohort.pretrain)[: training.batches.batch_size]
+    known = np.isin(order, cohort.metaft_train)
+    theirs = store.labels("finetune", order[known])[:, list(cohort.seen)]
+    assert np.array_equal(batch.pretrain_labels[known, tasks:], theirs)
+    assert theirs.max() == 1
+    assert "finetune_labels" not in batch
     assert all(report.pretrain_loss > 0 for report in training.steps())
     assert len(training.model.weights()) == len(store.pretrain_terms)
 

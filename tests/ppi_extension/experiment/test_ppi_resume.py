@@ -14,10 +14,11 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from ppi_run_helpers import TINY, encoders, metrics, pretrain, results, same_tensors, weights
+from ppi_run_helpers import TINY, call, encoders, metrics, pretrain, results, same_tensors, weights
 
 from ecgmeta.runtime.files import load_checkpoint
 from ecgmeta.runtime.progress import Report
+from ppi_extension.experiment.config import SEARCH
 
 ARMS = (
     "meta",
@@ -97,6 +98,31 @@ def test_stops_and_crashes_leave_no_trace(
     assert pretrain(folder, store_folder, *OPTIONS) == 0
     _assert_same(folder, whole)
     assert results(folder) == results(whole)
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_with_the_trial_that_it_was_stopped_in(tmp_path: Path, store_folder: Path) -> None:
+    folder, whole = tmp_path / "study", tmp_path / "whole"
+    options = (f"arms=[{SEARCH}]", f"evaluate.reference={SEARCH}", "through=evaluate")
+
+    def stop(done: int, total: int, text: str) -> None:
+        if done == 2 and text.startswith("pre-training random_weights, seed 0, draw 2"):
+            signal.raise_signal(signal.SIGINT)
+
+    with watched(stop):
+        assert pretrain(folder, store_folder, *options) == 130
+    trials = folder / "runs" / SEARCH / "0" / "trials"
+    first = (trials / "1" / "run.json").stat().st_mtime_ns
+    cut = mock.patch("ppi_extension.experiment.search.shutil.copyfile", side_effect=RuntimeError("power cut"))
+    with cut, pytest.raises(RuntimeError, match="power cut"):
+        pretrain(folder, store_folder, *options)
+    assert len(metrics(trials / "3")) == 3
+    assert pretrain(folder, store_folder, *options) == 0
+    assert (trials / "1" / "run.json").stat().st_mtime_ns == first
+    assert pretrain(whole, store_folder, *options) == 0
+    _assert_same(folder, whole, (SEARCH,))
+    assert results(folder) == results(whole)
+    assert call("finetune", folder, "finetune.protocols=[full]", "finetune.epochs=1") == 0
 
 
 def _started(folder: Path, store: Path, *options: str) -> subprocess.Popen[str]:

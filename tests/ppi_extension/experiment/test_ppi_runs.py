@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,10 +19,13 @@ from ppi_extension.data.builder import BuildSettings, build
 from ppi_extension.data.species import SourceData
 from ppi_extension.data.store import EgoStore
 from ppi_extension.data.synthetic import PlantedSettings, planted
+from ppi_extension.experiment.cohort import Cohort, divide
 from ppi_extension.experiment.config import ARMS, FROM_META, RULES, SEARCH, VARIANTS
 from ppi_extension.experiment.evaluate import separation
+from ppi_extension.experiment.finetune import linear
 from ppi_extension.experiment.run import Run, Study
 from ppi_extension.experiment.scores import mean_of_tasks, over_seeds, task_auroc
+from ppi_extension.gnn import EgoGNN
 
 EVERY = f"arms=[{','.join(ARMS)}]"
 
@@ -94,6 +98,30 @@ def test_what_arms_share_and_in_what_they_differ(every: Path) -> None:
         assert not same_tensors(*(list(encoders(runs[a].folder).values())[-1] for a in (arm, "supervised")))
 
 
+def _validated(run: Run, cohort: Cohort, steps: int) -> float:
+    """AUROC on validation genes as fine-tuning finds it with every label."""
+    encoder = EgoGNN.from_pretrained(run.encoder(steps))
+    return mean_of_tasks(linear(encoder, cohort, run.config.finetune, run.seed).validation)
+
+
+@pytest.mark.slow
+def test_a_random_search_under_partial_access_reads_no_label_that_it_is_scored_on(
+    tmp_path: Path, store_folder: Path, store: EgoStore
+) -> None:
+    folder = tmp_path / "study"
+    options = ("meta.folds=4", "meta.share=0.5", f"arms=[{SEARCH}]", f"evaluate.reference={SEARCH}")
+    with mock.patch("ppi_extension.experiment.search.linear", side_effect=linear) as scored:
+        assert pretrain(folder, store_folder, *options) == 0
+    cohort = divide(store, Study.open(folder).config, 0)
+    for asked in scored.call_args_list:
+        _, visible, _, _, tasks = asked.args
+        assert tuple(tasks) == cohort.seen
+        assert not set(tasks) & set(cohort.scored)
+        assert set(visible.train) == set(cohort.metaft) < set(cohort.train)
+        assert np.array_equal(visible.test, cohort.validation)
+    assert len(scored.call_args_list) == 3 * 2
+
+
 @pytest.mark.slow
 def test_a_random_search_keeps_the_trial_that_is_best_on_validation_genes(every: Path) -> None:
     for seed in (0, 1):
@@ -102,11 +130,10 @@ def test_a_random_search_keeps_the_trial_that_is_best_on_validation_genes(every:
         assert [max(trial.lengths()) for trial in trials] == [3, 3, 3]  # a third of 8 steps each
         drawn = [weights(trial.weights)["z"] for trial in trials]
         assert not any(drawn[a].equal(drawn[b]) for a in range(3) for b in range(a))
-        found = []
-        for trial in trials:
-            scores = [json.loads(file.read_text()) for file in trial.folder.glob("finetune/linear-*.json")]
-            assert len(scores) == 2
-            found.append(max(np.mean(score["validation"]) for score in scores))
+        cohort = divide(EgoStore.open(Path(run.config.data.store)), run.config, seed)
+        assert np.array_equal(np.sort(cohort.metaft), cohort.train)
+        found = [max(_validated(trial, cohort, steps) for steps in trial.lengths()) for trial in trials]
+        assert not list(trials[0].folder.glob("finetune/*"))
         assert run.info["search"]["scores"] == pytest.approx(found)
         best = int(np.argmax(found))
         assert run.info["search"]["best"] == best + 1
