@@ -93,6 +93,7 @@ def section(plan: Plan, results: Sequence[Result]) -> Section:
         "ensemble": _above(found, "meta (ensemble of 4)"),
         "anchored": _of_ceiling(found, "meta (anchored)"),
         "anchored, learned": _above(found, "meta (anchored)", "similarity"),
+        "anchored closer": _not_below(found, "meta (anchored closer)", ("similarity",)),
         "along": _not_below(found, "along (meta)", ("cotrain", "cosine", "random search")),
         "along, held out": _not_below(partial, "along (meta)", ("cotrain", "random search")),
         "along, learned": _above(found, "along (meta)", "along (uniform)"),
