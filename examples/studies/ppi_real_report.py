@@ -97,6 +97,10 @@ def section(plan: Plan, results: Sequence[Result]) -> Section:
         "along": _not_below(found, "along (meta)", ("cotrain", "cosine", "random search")),
         "along, held out": _not_below(partial, "along (meta)", ("cotrain", "random search")),
         "along, learned": _above(found, "along (meta)", "along (uniform)"),
+        "along, steps": _not_below(found, "along (meta, 1000 steps)", ("along (uniform)", "cotrain")),
+        "along, anchored, steps": _not_below(
+            found, "along (meta, anchored, 1000 steps)", ("along (similarity)",)
+        ),
         "along, walk": _above(found, "along (meta)", "along (random walk)"),
         "along, share": _of_ceiling(found, "along (meta)"),
         "along, anchored": _above(found, "along (meta, anchored)", "along (similarity)"),
