@@ -90,6 +90,8 @@ def section(plan: Plan, results: Sequence[Result]) -> Section:
         "draws": _above(found, "meta (8 draws)"),
         "separation": _separation(found),
         "random search": _above(found, "meta", "random search"),
+        "smaller": _above(found, "meta (smaller)"),
+        "late": _above(found, "meta (late)"),
         "ensemble": _above(found, "meta (ensemble of 4)"),
         "anchored": _of_ceiling(found, "meta (anchored)"),
         "anchored, learned": _above(found, "meta (anchored)", "similarity"),
