@@ -13,6 +13,8 @@ import torch
 
 from ecgmeta.augment.functional import OPERATIONS
 
+pytestmark = pytest.mark.slow  # whole scripts
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
@@ -93,7 +95,6 @@ SLOW = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("threads")
 def test_the_gallery_of_real_recordings_shows_every_operation_too(
     real_data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -80,6 +80,7 @@ def test_importing_the_package_loads_no_torch() -> None:
     assert "torch" not in _loaded("import ecgmeta")
 
 
+@pytest.mark.slow
 def test_importing_the_engine_loads_no_domain_library() -> None:
     heavy = {"wfdb", "pandas", "neurokit2", "lightly", "torch_geometric", "torchmetrics", "lightning_fabric"}
     assert not heavy & _loaded("import ecgmeta.bilevel")

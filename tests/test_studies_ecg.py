@@ -232,6 +232,7 @@ def again(seeds: int, meta: float, spread: float = 1.0) -> list[Result]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("meta", "gained", "lost", "excluded"),
     [

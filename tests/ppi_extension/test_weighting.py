@@ -113,6 +113,7 @@ def test_random_weights_are_drawn_from_zero_to_two_by_their_seed() -> None:
     assert not torch.equal(weights, create("random", 4000, seed=2).weights())
 
 
+@pytest.mark.slow
 def test_log_variances_follow_torchjds_uncertainty_weighting_and_end_at_the_inverse_losses() -> None:
     scalarization = pytest.importorskip("torchjd.scalarization")
     rule = Uncertainty(TASKS, lr=0.05)

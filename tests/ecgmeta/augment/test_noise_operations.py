@@ -17,6 +17,8 @@ from ecgmeta.augment.functional.leads import INDEPENDENT
 from ecgmeta.data import dipole
 from ecgmeta.runtime.errors import InputError
 
+pytestmark = pytest.mark.slow  # statistics of much noise
+
 EIGHT = list(INDEPENDENT)
 ADDITIVE = ["baseline_wander", "dc_shift", "electrode_motion", "muscle_noise", "powerline"]
 

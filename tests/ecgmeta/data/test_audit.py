@@ -17,6 +17,8 @@ from ecgmeta.data.auditing.findings import Finding
 from ecgmeta.data.records import read_record
 from ecgmeta.runtime.errors import InputError
 
+pytestmark = pytest.mark.slow  # audits whole sets of recordings
+
 
 def checks(found: Audit, severity: str = "") -> dict[str, int]:
     """Check -> number of findings, of one severity."""
@@ -68,7 +70,6 @@ def test_s0001_under_another_name_rate_gain_and_lead_order(real_data: Path, tmp_
     assert pairs(audit(tmp_path, rhythm=0), "duplicate") == {frozenset({"S0001", "JS1"})}
 
 
-@pytest.mark.slow
 def test_ludb_by_its_own_source_is_sound_and_by_its_headers_is_not(real_data: Path) -> None:
     own = audit(real_data / "ludb", rhythm=0)
     assert own.ok

@@ -27,6 +27,8 @@ from ecgmeta.data.leads import STANDARD_LEADS
 from ecgmeta.data.synthetic import Nuisances
 from ecgmeta.runtime.errors import InputError
 
+pytestmark = pytest.mark.slow  # measures simulated recordings, seconds each
+
 FS = 250.0
 Signal = NDArray[np.float32]
 Fault = Callable[[Signal], Signal]

@@ -29,6 +29,8 @@ from ecgmeta.data import (
 )
 from ecgmeta.runtime.errors import InputError
 
+pytestmark = pytest.mark.slow  # every file of the real recordings
+
 STANDARD = ["record", "patient", "fold", "age", "sex", "source", "original_fs", "window"]
 Make = Callable[[Path, Path], ECGDataset]  # (real data, temporary folder)
 
@@ -224,7 +226,6 @@ def test_works_in_a_data_loader_and_survives_pickling(data: ECGDataset) -> None:
 STORES = ("ludb_cached", "challenge", "hdf5", "memory_map", "derived", "pool", "code15_cached", "synthetic")
 
 
-@pytest.mark.slow
 def test_spawned_workers_read_every_kind_of_store(real_data: Path, tmp_path: Path) -> None:
     for name in STORES:
         (tmp_path / name).mkdir()

@@ -15,6 +15,8 @@ from ecgmeta.data import LUDB, PTBXL, ArrayDataset, ECGDataset, WFDBFolder, conc
 from ecgmeta.data.duplicates import find_duplicates, group_duplicates, signal_overlap, similarity
 from ecgmeta.data.splits import overlap, patient_split
 
+pytestmark = pytest.mark.slow  # compares all pairs of whole sets
+
 
 @pytest.fixture(scope="module")
 def pool(real_data: Path) -> ECGDataset:

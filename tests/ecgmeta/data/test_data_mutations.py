@@ -410,6 +410,7 @@ def run(originals: list[Path], folder: Path, count: int, seed: int) -> Counter[s
     return ends
 
 
+@pytest.mark.slow
 def test_damaged_small_records_of_every_format(tmp_path: Path) -> None:
     originals = small_records(tmp_path / "originals")
     assert {check(path) for path in originals} == {"agreed", "read"}

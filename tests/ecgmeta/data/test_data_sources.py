@@ -19,6 +19,8 @@ from ecgmeta.data.leads import limb_errors
 from ecgmeta.data.sources.ptbxl import PTBXLSource
 from ecgmeta.runtime.errors import InputError
 
+pytestmark = pytest.mark.slow  # sets at full size
+
 
 def test_ludb_is_in_millivolts_and_obeys_einthoven_exactly(real_data: Path) -> None:
     data = LUDB(real_data / "ludb", fs=500)

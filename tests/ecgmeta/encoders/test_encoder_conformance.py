@@ -15,6 +15,8 @@ from ecgmeta.encoders import Encoder, create_encoder, list_encoders, load_encode
 from ecgmeta.encoders.export import export_onnx
 from ecgmeta.runtime.errors import InputError
 
+pytestmark = pytest.mark.slow  # every encoder under the whole contract
+
 OWN = ["own_networks:Maps", "own_networks:Features"]
 CASES = [(name, "batch") for name in (*list_encoders(), *OWN)]
 CASES += [(name, "group") for name in ("resnet18", "resnet50", "xresnet1d50")]  # one of each kind of block
@@ -197,7 +199,6 @@ def test_saving_and_loading_gives_the_same_bits_in_evaluation(name: str, norm: s
 
 
 # Seconds each, most of it in the exporter; every day test_export.py exports one encoder, of a run.
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_the_exported_graph_answers_as_the_encoder_for_any_batch_and_length(
     name: str, norm: str, tmp_path: Path

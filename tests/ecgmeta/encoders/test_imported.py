@@ -40,6 +40,7 @@ def test_the_probe_leaves_running_statistics_and_mode_alone() -> None:
     assert all(part.training for part in encoder.modules())
 
 
+@pytest.mark.slow
 def test_a_network_of_one_length_is_probed_at_the_length_of_its_recordings(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     prepared = {"fs": 50.0, "duration": 2.0}

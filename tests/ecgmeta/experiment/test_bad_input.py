@@ -14,6 +14,8 @@ from run_helpers import call, contents, error_line, pretrain
 from ecgmeta.data.leads import STANDARD_LEADS
 from ecgmeta.runtime.files import folder_lock
 
+pytestmark = pytest.mark.slow  # runs of the whole path, a second or more each
+
 
 def write_records(folder: Path, n: int = 6, spoil: str = "", leads: tuple[str, ...] = STANDARD_LEADS) -> None:
     rng = np.random.default_rng(0)

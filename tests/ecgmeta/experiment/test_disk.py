@@ -13,6 +13,8 @@ from unittest import mock
 import pytest
 from run_helpers import contents, error_line, metrics, pretrain, same_tensors, watched, weights
 
+pytestmark = pytest.mark.slow  # runs of the whole path, a second or more each
+
 STATIC = ("pretrain.arm=simclr", "through=pretrain", "pretrain.checkpoint_every=2")
 
 

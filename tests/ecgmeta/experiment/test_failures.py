@@ -22,6 +22,8 @@ from ecgmeta.experiment.failures import LOGIT_LIMIT, AugmenterGuard
 from ecgmeta.runtime.failures import MOST_SHRINKS, Failure, not_finite
 from ecgmeta.runtime.files import load_checkpoint
 
+pytestmark = pytest.mark.slow  # runs of the whole path, a second or more each
+
 THROUGH = "through=pretrain"
 GROWING = ("meta.inverse=neumann", "meta.step_size=1e6", "meta.terms=2", THROUGH)
 ESCAPING = ("meta.magnitude_lr=100", "meta.magnitude_limit=5", THROUGH)

@@ -148,6 +148,7 @@ def test_event_files_of_a_resumed_run_hold_every_step_once(tmp_path: Path) -> No
         assert len(expected) > 3
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_wandb_is_the_same_one_and_hands_its_whole_history_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,8 @@ from ecgmeta.report.card_page import render_card
 from ecgmeta.runtime.cli import guarded
 from ecgmeta.runtime.errors import InputError
 
+pytestmark = pytest.mark.slow  # runs of the whole path, a second or more each
+
 EVIL = "<script>alert('x')</script>&"
 
 

@@ -14,6 +14,8 @@ from ecgmeta.data.leads import STANDARD_LEADS
 from ecgmeta.data.synthetic import Nuisances, Rhythm
 from ecgmeta.report.intervals import QUANTITIES, STEADY_P, Measures, measure, read_levels, shift, sound
 
+pytestmark = pytest.mark.slow  # measures simulated recordings, seconds each
+
 FS = 250.0
 ERROR = {quantity.key: quantity for quantity in QUANTITIES}
 Signals = np.ndarray
@@ -61,7 +63,6 @@ def test_the_same_recording_measured_twice_does_not_shift(
         assert set(shift(first, second).values()) == {0.0}
 
 
-@pytest.mark.slow
 def test_time_stretched_by_a_tenth_is_found_as_that(
     originals: list[Measures], hearts: SyntheticCohort
 ) -> None:
@@ -191,7 +192,6 @@ def true_measures(data: LUDB, row: int) -> Measures:
     return out | read_levels(signal, data.fs, data.leads, onset * data.fs, end * data.fs)
 
 
-@pytest.mark.slow
 def test_measurements_are_as_exact_on_ludb_as_the_table_says(real_data: Path) -> None:
     """200 subjects, their cardiologists' marks: medians, middle 68 % and SD of the errors."""
     fine, coarse = LUDB(real_data / "ludb", fs=500), LUDB(real_data / "ludb", fs=100)

@@ -238,6 +238,7 @@ def test_content_refuses_what_does_not_fit() -> None:
         ResultRow("a", cast(Any, "probe"), 1, 1, Estimate(0.5))
 
 
+@pytest.mark.slow
 def test_importing_the_room_is_light_and_rendering_leaves_settings_alone() -> None:
     code = (
         "import sys, ecgmeta.report; heavy = {'matplotlib', 'jinja2', 'torch', 'pandas', 'wfdb'} & set(sys.modules); "

@@ -32,6 +32,8 @@ from ppi_source_files import (
 from ecgmeta.runtime.errors import InputError
 from ppi_extension.data.sources import read_source
 
+pytestmark = pytest.mark.slow  # hundreds of damaged files
+
 WORLD = world()
 WRITE: dict[str, Callable[[Path], Path]] = {
     "string": lambda folder: write_string(folder, WORLD),

@@ -229,6 +229,7 @@ def test_later_stages_take_new_settings_but_not_those_of_pre_training(
     assert "choose another --out" in error_line(capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_partial_access_scores_the_tasks_that_pre_training_has_not_seen(
     tmp_path: Path, store_folder: Path, store: EgoStore
 ) -> None:
@@ -322,6 +323,7 @@ def test_a_device_that_is_not_there_is_said_before_anything_is_written(
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_another_store_than_the_one_it_began_with_is_refused(
     tmp_path: Path, store_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
