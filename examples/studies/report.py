@@ -37,7 +37,7 @@ How to read it:
 
 Asked, and not answered here: the paper's size (`ecg_large` has four whole seeds and no choice among runs); whole fine-tuning
 with other numbers of labels than 250 (`ecg_synthetic`) and 140 (`ecg_real`); task weights on real graphs with a ceiling above
-uniform weights (OhmNet has none).
+uniform weights (on OhmNet none is shown).
 """
 
 
