@@ -15,7 +15,7 @@ from ecgmeta.runtime.files import write_json, write_text
 from ecgmeta.runtime.progress import say
 from ppi_extension.data.store import EgoStore
 from ppi_extension.experiment.cohort import divide, kinds_of, useful_tasks
-from ppi_extension.experiment.config import RULES, VARIANTS
+from ppi_extension.experiment.config import RULES, VARIANTS, cotrains
 from ppi_extension.experiment.finetune import score_settings
 from ppi_extension.experiment.run import Run, Study
 from ppi_extension.experiment.scores import mean_of_tasks, over_seeds, task_auroc
@@ -55,6 +55,7 @@ def evaluate(study: Study, store: EgoStore) -> dict[str, Any]:
         "reference": config.evaluate.reference,
         "seeds": study.seeds(),
         "partial_access": config.meta.folds,
+        "trained_along": [arm for arm in config.arms if cotrains(config, arm)],
         "rows": rows,
         "signals": {run.name: run.info["signal"] for run in runs if run.info["signal"]},
         "separation": _separation(store, runs),

@@ -17,7 +17,7 @@ from ecgmeta.runtime.page.charts import interval as shown
 from ecgmeta.runtime.page.shell import as_curve, as_histogram, as_picture, fill, write_page
 from ppi_extension.data.store import EgoStore
 from ppi_extension.experiment.cohort import divide
-from ppi_extension.experiment.config import ARMS, SEARCH, cotrains
+from ppi_extension.experiment.config import ARMS, SEARCH
 from ppi_extension.experiment.finetune import score_settings
 from ppi_extension.experiment.learned import Learned, Task, gather
 from ppi_extension.experiment.run import Run, Study
@@ -117,9 +117,6 @@ def _warnings(
         said = [run.info["signal"] for run in runs if run.arm == arm and run.info["signal"]]
         if lost := sum(not signal.startswith("drifts") for signal in said):
             lines.append(f"{arm}: in {lost} of {len(said)} runs {NO_FURTHER}.")
-    if study.later.pretrain.cotrain:
-        along = [arm for arm in study.later.arms if cotrains(study.later, arm)]
-        lines.append(f"Fine-tuning tasks were trained along (pretrain.cotrain) in {', '.join(along)}.")
     if study.later.pretrain.legacy_center_index:
         lines.append("Pre-training read the centre nodes of the wrong graphs (pretrain.legacy_center_index).")
     return lines

@@ -97,6 +97,8 @@ def explanation(results: dict[str, Any]) -> str:
             f"Intervals are Student's over {len(results['seeds'])} seeds; differences are paired within seeds. "
             "They speak of other seeds on these graphs, not of other graphs: seeds share most of their genes."
         )
+    if along := results.get("trained_along"):  # results of an earlier version do not say
+        text += f" The fine-tuning tasks were trained along (pretrain.cotrain) in {', '.join(along)}."
     if results["one_class"]:
         text += f" Not scored, for want of a class: {', '.join(results['one_class'])}."
     return text

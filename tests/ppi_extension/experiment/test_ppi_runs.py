@@ -109,9 +109,18 @@ def test_a_random_search_under_partial_access_reads_no_label_that_it_is_scored_o
     tmp_path: Path, store_folder: Path, store: EgoStore
 ) -> None:
     folder = tmp_path / "study"
-    options = ("meta.folds=4", "meta.share=0.5", f"arms=[{SEARCH}]", f"evaluate.reference={SEARCH}")
+    options = (
+        "meta.folds=4",
+        "meta.share=0.5",
+        "pretrain.cotrain=1",
+        f"arms=[{SEARCH},none]",
+        "evaluate.reference=none",
+    )
     with mock.patch("ppi_extension.experiment.search.linear", side_effect=linear) as scored:
         assert pretrain(folder, store_folder, *options) == 0
+    along = f"The fine-tuning tasks were trained along (pretrain.cotrain) in {SEARCH}."
+    assert along in (folder / "results.md").read_text()
+    assert along in (folder / "report.html").read_text(encoding="utf-8")
     cohort = divide(store, Study.open(folder).config, 0)
     for asked in scored.call_args_list:
         _, visible, _, _, tasks = asked.args
