@@ -19,13 +19,18 @@ def test_every_arm_runs_on_a_gpu(tmp_path: Path, store_folder: Path) -> None:
     assert {row["arm"] for row in results(tmp_path / "study")["rows"]} == set(ARMS)
 
 
-@pytest.mark.parametrize("arm", ["meta", "meta_neumann1"])
-def test_losses_and_weights_on_a_gpu_are_those_on_a_cpu(tmp_path: Path, store_folder: Path, arm: str) -> None:
+ANCHORED = ("pretrain.cotrain=1", "meta.start=similarity", "meta.anchor=0.1")
+
+
+@pytest.mark.parametrize(("arm", "more"), [("meta", ()), ("meta_neumann1", ()), ("meta", ANCHORED)])
+def test_losses_and_weights_on_a_gpu_are_those_on_a_cpu(
+    tmp_path: Path, store_folder: Path, arm: str, more: tuple[str, ...]
+) -> None:
     """Without dropout, which each device draws in its own way."""
     first: dict[str, list[float]] = {}
     for device in ("cpu", "cuda"):
         folder = tmp_path / device
-        overrides = (f"arms=[{arm}]", "encoder.dropout=0", f"accelerator={device}")
+        overrides = (f"arms=[{arm}]", "encoder.dropout=0", f"accelerator={device}", *more)
         assert pretrain(folder, store_folder, *overrides) == 0
         lines = metrics(Study.open(folder).run(arm, Experiment().first_seed).folder)
         first[device] = [line["pretrain_loss"] for line in lines if "pretrain_loss" in line]
