@@ -29,6 +29,7 @@ START = {
     "similarity": "Weights start from those of the static rule `similarity`.",
 }
 NAME = 60  # characters of a name that stand before its identifier
+WITHOUT_GRADIENTS = ("similarity", SEARCH)  # arms that set weights by fine-tuning labels, too
 ARMS_BESIDE = 5  # arms in a table of tasks: what A4 holds
 PROTOCOL = {"linear": "a head on the frozen encoder", "full": "encoder and head together"}
 
@@ -67,11 +68,12 @@ def _summary(results: dict[str, Any] | None, learned: Sequence[Learned], parts: 
     if results is not None:
         compared = [row for row in results["rows"] if row["arm"] == "meta" and row.get("difference")]
         lines += [_verdict(row, results["reference"]) for row in compared]
+        lines += [_beside(row) for row in results["rows"] if row["arm"] in WITHOUT_GRADIENTS]
         for arm, found in results["separation"].items():
             text = f"{arm}: the learned weights tell the useful tasks from the others with an AUROC of"
             lines.append(f"{text} {shown(_drawn(found))}.")
     lines += [f"{one.arm}: the hypergradient {one.signals}." for one in learned if one.signals]
-    return lines
+    return [line for line in lines if line]
 
 
 def _verdict(row: dict[str, Any], reference: str) -> str:
@@ -86,6 +88,15 @@ def _verdict(row: dict[str, Any], reference: str) -> str:
     if found.high < 0:
         return f"{size}: a loss that chance in the seeds does not explain."
     return f"{size}: no difference beyond chance."
+
+
+def _beside(row: dict[str, Any]) -> str:
+    """What learning has over an arm that needs no hypergradient; nothing where there are too few seeds to say."""
+    found = _drawn(row["meta_minus"], 100) if row.get("meta_minus") else None
+    if found is None or math.isnan(found.low):
+        return ""
+    size = f"Learned weights against {row['arm']}, {PROTOCOL[row['protocol']]}: {change(found, 2)} points"
+    return f"{size}{'' if found.low > 0 else '; that learning was needed is not shown'}."
 
 
 def _stale(results: dict[str, Any] | None, settings: dict[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ from ppi_extension.experiment.cohort import Cohort, divide
 from ppi_extension.experiment.config import ARMS, FROM_META, RULES, SEARCH, VARIANTS
 from ppi_extension.experiment.evaluate import separation
 from ppi_extension.experiment.finetune import linear
+from ppi_extension.experiment.report import _beside
 from ppi_extension.experiment.run import Run, Study
 from ppi_extension.experiment.scores import mean_of_tasks, over_seeds, task_auroc
 from ppi_extension.gnn import EgoGNN
@@ -171,12 +172,32 @@ def test_the_page_is_whole_and_says_what_was_learned(every: Path, store: EgoStor
         "Lowered most",
         "Weights along pre-training",
         "meta minus it",
+        "Learned weights against similarity, a head on the frozen encoder: ",
+        "Learned weights against random_search, a head on the frozen encoder: ",
         "<li>meta: in 2 of 2 runs φ moved no further than chance",
     ):
         assert text in page
     assert all(f">{arm}</th>" in page for arm in ARMS)
     assert all(term in page for term in store.finetune_terms)
     assert "too few φ steps to tell" in page  # four of them
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.01, 0.03, "+2.00 (+1.00 to +3.00) points."),
+        (-0.01, 0.05, "+2.00 (−1.00 to +5.00) points; that learning was needed is not shown."),
+        (None, None, ""),
+    ],
+)
+def test_what_needs_no_hypergradient_is_set_beside_what_was_learned(
+    low: float | None, high: float | None, said: str
+) -> None:
+    row = {"arm": "similarity", "protocol": "linear", "meta_minus": {"value": 0.02, "low": low, "high": high}}
+    assert _beside(row) == (
+        said and f"Learned weights against similarity, a head on the frozen encoder: {said}"
+    )
+    assert not _beside({"arm": "similarity", "protocol": "linear"})
 
 
 @pytest.mark.slow
