@@ -89,16 +89,17 @@ def tasks(settings: Settings, seeds: Sequence[int]) -> Iterator[Task]:
     """Seed by seed, so that a study cut short has whole comparisons; first the arms that matter most."""
     inputs = {"build": asdict(settings.build), "config": inputs_of_config(), "overrides": settings.overrides}
     folds = [f"meta.folds={settings.folds}"]
-    for arms, setting in ((settings.arms, FULL), (settings.then, FULL), (settings.held_out, HELD_OUT)):
+    for arms, setting in (
+        (settings.arms, FULL),
+        (settings.then, FULL),
+        (settings.held_out, HELD_OUT),
+        (list(settings.variants), FULL),
+    ):
         for seed in seeds:
             for arm in arms:
                 own = _of_variant(settings.variants.get(arm))
                 keys = settings.overrides + (folds if setting == HELD_OUT else []) + own.pop("overrides", [])
                 yield Task(arm, setting, seed, inputs | {"overrides": keys} | own)
-    for name, variant in settings.variants.items():
-        own = _of_variant(variant)
-        own["overrides"] = settings.overrides + own["overrides"]
-        yield from (Task(name, FULL, seed, inputs | own) for seed in seeds)
 
 
 def _of_variant(variant: Variant | None) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class TaskGuard(PhiGuard):
 
     def __init__(self, meta: Meta, state: MetaState) -> None:
         self._meta = meta
-        # |z| has a limit of its own, see Training.bound: at it a task is decided, and nothing has failed.
+        # |z| has a limit of its own, see Training._hold: at it a task is decided, and nothing has failed.
         super().__init__(meta.on_failure, meta.step_size, state, KEYS, lambda name: float("inf"))
 
     def solve(self, matvec: Matvec, v: Tree) -> Solution:
@@ -86,7 +86,7 @@ class Training:
     lengths: dict[int, Path]
     guard: TaskGuard
     pace: Pace
-    anchor: Tensor
+    anchor: Tensor  # where z started
     trajectory: list[tuple[int, Tensor]] = field(default_factory=list)
     bounded: int = 0
     keys = KEYS
@@ -106,7 +106,7 @@ class Training:
             self._note_weights()
         for report in self._engine() if self.model.rule is None else self._ruled(self.model.rule):
             if report.hyper is not None and report.skipped is None:
-                self._bound()
+                self._hold()
             if self.state.step % every == 0 or self.state.step == self.schedule.steps:
                 self._note_weights()
             if (folder := self.lengths.get(self.state.step)) is not None:
@@ -148,7 +148,7 @@ class Training:
         return Unroll(meta.unroll, Adam(meta.head_lr), encoder=meta.encoder)
 
     @torch.no_grad()
-    def _bound(self) -> None:
+    def _hold(self) -> None:
         """Draw z to its anchor, and keep |z| within its limit: beyond it a weight's derivative vanishes, and the task would not
         come back."""
         z = self.model.task_weights.z
@@ -254,8 +254,8 @@ def prepare(run: Run, cohort: Cohort, learned: TaskWeights | None) -> Training:
     model.problem.pretrain.to(device)
     model.problem.finetune.to(device)
     tasks: Which = "finetune" if arm == "ceiling" else "pretrain"
-    how = {"split": arm in VARIANTS, "along": cotrains(config, arm)}
-    batches = EgoBatches(cohort, config, meta, seed, tasks=tasks, device=device, **how)
+    split, along = arm in VARIANTS, cotrains(config, arm)
+    batches = EgoBatches(cohort, config, meta, seed, tasks=tasks, split=split, along=along, device=device)
     schedule = _schedule(config, meta, batches, arm)
     problem = model.problem
     state = MetaState(
